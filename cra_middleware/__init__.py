@@ -1,0 +1,51 @@
+"""CRA Middleware: decide, run once, record. See README.md."""
+
+from cra_middleware.approvals import Answer, Pending
+from cra_middleware.atlas.loader import Atlas
+from cra_middleware.carp.call import ToolCall
+from cra_middleware.decorators import governed
+from cra_middleware.errors import (
+    ActionDenied,
+    ApprovalRejected,
+    ApprovalRequired,
+    AtlasError,
+    AuditUnavailable,
+    CallRefused,
+    ChainBroken,
+    CRAError,
+    NoActiveSession,
+    SessionEnded,
+    SinkError,
+)
+from cra_middleware.runtime import AtlasWarning, Runtime
+from cra_middleware.session import Session, current_session
+from cra_middleware.telemetry import configure_otel
+from cra_middleware.verification import FileReport, verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ActionDenied",
+    "Answer",
+    "ApprovalRejected",
+    "ApprovalRequired",
+    "Atlas",
+    "AtlasError",
+    "AtlasWarning",
+    "AuditUnavailable",
+    "CRAError",
+    "CallRefused",
+    "ChainBroken",
+    "FileReport",
+    "NoActiveSession",
+    "Pending",
+    "Runtime",
+    "Session",
+    "SessionEnded",
+    "SinkError",
+    "ToolCall",
+    "configure_otel",
+    "current_session",
+    "governed",
+    "verify",
+]

@@ -1,0 +1,45 @@
+"""Asking a person: what is asked, what is answered, and who may be the one to ask."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pending:
+    """A call that waits for a yes."""
+
+    approval_id: str
+    session_id: str
+    agent_id: str
+    action_id: str
+    tool_name: str
+    arguments: Mapping[str, object]
+    policy_id: str
+    reason: str
+
+
+class Answer(NamedTuple):
+    """Yes or no, by whom, and why."""
+
+    approved: bool
+    by: str = "approver"
+    reason: str | None = None
+
+
+Reply = bool | Answer
+Approver = Callable[[Pending], Reply | Awaitable[Reply]]
+"""A callable, sync or async, that asks a person."""
+
+
+def as_answer(reply: object) -> Answer:
+    """What an approver's reply means; only ``True`` and an approving ``Answer`` are a yes."""
+    if isinstance(reply, Answer):
+        return (
+            reply if isinstance(reply.approved, bool) else Answer(False, reply.by, "the answer was neither yes nor no")
+        )
+    if isinstance(reply, bool):
+        return Answer(reply)
+    return Answer(False, reason=f"the approver answered with a {type(reply).__name__}, neither yes nor no")

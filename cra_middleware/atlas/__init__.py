@@ -1,0 +1,1 @@
+"""What exists: actions, policies and context, read from files and checked."""

@@ -1,0 +1,250 @@
+"""One call on its way: its ids, what it leaves in the trace, and what surrounds the tool while it runs."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from cra_middleware._canonical import UnrepresentableError, canonical
+from cra_middleware.approvals import Answer, Pending
+from cra_middleware.carp.call import Allow, Ask, Deny, ToolCall
+from cra_middleware.errors import (
+    ActionDenied,
+    ApprovalRejected,
+    ApprovalRequired,
+    AuditUnavailable,
+    CallRefused,
+    InvalidParameters,
+    RateLimitExceeded,
+    SessionEnded,
+    SinkError,
+    UnknownAction,
+)
+from cra_middleware.interceptor import Closed, Raised, Returned
+from cra_middleware.observer import Operation, Subject
+from cra_middleware.trace import payloads
+from cra_middleware.trace.event import EventType
+from cra_middleware.trace.writer import Entry
+
+MAX_RECORDED_BYTES = 1024 * 1024
+"""A value whose canonical text is longer is not recorded, only its digest."""
+ABANDONED = "session_ended"
+"""The ``error_code`` of a stream that was still open when its session ended."""
+_ABANDONED_MESSAGE = "the session ended while the stream was open"
+
+_claim: ContextVar[_Claim | None] = ContextVar("cra_claim", default=None)
+
+_REFUSALS: dict[str, type[CallRefused]] = {
+    "unknown_action": UnknownAction,
+    "invalid_parameters": InvalidParameters,
+    "rate_limit_exceeded": RateLimitExceeded,
+    "approval_rejected": ApprovalRejected,
+}
+
+
+@dataclass(slots=True, eq=False)
+class _Claim:
+    """One run of one function that an adapter around it has decided already."""
+
+    body: object
+    taken: bool = False
+
+
+def claim_decision(body: object) -> bool:
+    """Whether the adapter that is running ``body`` has decided this very run; true once a run."""
+    claim = _claim.get()
+    if claim is None or claim.taken or claim.body is not body:
+        return False
+    claim.taken = True
+    return True
+
+
+def has_claim() -> bool:
+    """Whether a run around this one could be claimed: it must not reach into the next."""
+    return _claim.get() is not None
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """One call on its way."""
+
+    call: ToolCall
+    subject: Subject
+    parent_span_id: str
+    execution_id: str
+    resolution_id: str
+    operation: Operation
+    requested_us: int
+    """When it was asked for; every decision about it is made as of then."""
+    is_stream: bool
+    full: bool
+    """Whether values may be recorded."""
+    unwritten: list[Entry] = field(default_factory=list)
+    over: bool = False
+    """The end of the session has recorded its outcome: nothing may follow."""
+
+    def request(self) -> None:
+        """Note ``action.requested``."""
+        call = self.call
+        full = self.full and call.problem is None and len(call.text) <= MAX_RECORDED_BYTES
+        payload = payloads.requested(
+            call.action_id,
+            self.execution_id,
+            call.digest,
+            self.resolution_id,
+            call.tool_name,
+            call.tool_call_id,
+            call.agent_name,
+            self.operation.traceparent,
+            call.text.decode() if full else None,
+        )
+        self._note("action.requested", payload, self.requested_us)
+
+    def ask(self, ask: Ask) -> None:
+        """Note that a person has to approve."""
+        payload = {
+            "policy_id": ask.policy_id,
+            "result": "deny",
+            "effect": "require_approval",
+            "action_id": self.call.action_id,
+        }
+        self._note("policy.evaluated", payloads.render(payload), self.requested_us)
+
+    def approve(self, decision: Allow, answer: Answer | None, approval_id: str | None, now_us: int) -> None:
+        """Note ``action.approved``."""
+        approver = None if answer is None else answer.by
+        payload = payloads.approved(
+            self.call.action_id, self.execution_id, self.resolution_id, decision.policy_id, approval_id, approver
+        )
+        self._note("action.approved", payload, now_us)
+
+    def deny(self, deny: Deny, approval_id: str | None, now_us: int) -> None:
+        """Note ``action.denied``, and the violation it stands for."""
+        action_id = self.call.action_id
+        if deny.violation is not None:
+            violated = {
+                "policy_id": deny.policy_id,
+                "violation_type": deny.violation,
+                "action_id": action_id,
+                "details": {"reason": deny.reason},
+            }
+            self._note("policy.violated", payloads.render(violated), now_us)
+        retry = deny.retry_after_seconds
+        denied = payloads.denied(
+            action_id, self.execution_id, deny.reason, deny.code, deny.policy_id, retry, approval_id
+        )
+        self._note("action.denied", denied, now_us)
+
+    def outcome(self, outcome: Returned | Raised | Closed, duration_ms: int, now_us: int) -> Entry:
+        """``action.executed`` or ``action.failed``."""
+        if isinstance(outcome, Raised):
+            name = type(outcome.error).__name__
+            return self._failed(name, _message(outcome.error, self.full), duration_ms, now_us)
+        result = _recordable(outcome.value) if self.full and isinstance(outcome, Returned) else None
+        payload = payloads.executed(
+            self.call.action_id, self.execution_id, duration_ms, self.resolution_id, outcome.item_count, result
+        )
+        return self._entry("action.executed", payload, now_us)
+
+    def abandon(self, now_us: int) -> Entry:
+        """The outcome of a stream that its session did not wait for."""
+        self.over = True
+        self.operation.end("failed", ABANDONED, _ABANDONED_MESSAGE)
+        return self._failed(ABANDONED, _ABANDONED_MESSAGE, 0, now_us)
+
+    def pending(self, ask: Ask, approval_id: str) -> Pending:
+        """The question for a person."""
+        return Pending(
+            approval_id=approval_id,
+            session_id=self.subject.session_id,
+            agent_id=self.subject.agent_id,
+            action_id=self.call.action_id,
+            tool_name=self.call.tool_name,
+            arguments=self.call.arguments,
+            policy_id=ask.policy_id,
+            reason=ask.reason,
+        )
+
+    def unanswered(self, ask: Ask, approval_id: str) -> ApprovalRequired:
+        """The refusal of a call that nobody was there to approve."""
+        reason = f"a person has to approve it first: {ask.reason}"
+        return ApprovalRequired(reason, action_id=self.call.action_id, policy_id=ask.policy_id, approval_id=approval_id)
+
+    def refusal(self, deny: Deny, approval_id: str | None) -> CallRefused:
+        """The refusal of a call that was denied."""
+        return _REFUSALS.get(deny.code, ActionDenied)(
+            deny.reason,
+            action_id=self.call.action_id,
+            policy_id=deny.policy_id,
+            code=deny.code,
+            retry_after_seconds=deny.retry_after_seconds,
+            approval_id=approval_id,
+        )
+
+    def _failed(self, code: str, message: str, duration_ms: int, now_us: int) -> Entry:
+        payload = {
+            "action_id": self.call.action_id,
+            "execution_id": self.execution_id,
+            "duration_ms": duration_ms,
+            "error_code": code,
+            "error_message": message,
+        }
+        return self._entry("action.failed", payloads.render(payload), now_us)
+
+    def _note(self, event_type: EventType, payload: str, now_us: int) -> None:
+        self.unwritten.append(self._entry(event_type, payload, now_us))
+
+    def _entry(self, event_type: EventType, payload: str, now_us: int) -> Entry:
+        return Entry(self.subject.trace_span_id, self.parent_span_id, event_type, payload, now_us)
+
+
+class Running:
+    """While the tool runs: its session is current, its span too, and its adapter's decision can be claimed."""
+
+    __slots__ = ("_attempt", "_body", "_claimed", "_entered", "_session", "_span", "_var")
+
+    def __init__(self, attempt: Attempt, body: object, session: object, var: ContextVar[object]) -> None:
+        self._attempt = attempt
+        self._body = body
+        self._session = session
+        self._var = var
+
+    def __enter__(self) -> None:
+        if self._attempt.over:
+            raise SessionEnded(_ABANDONED_MESSAGE, action_id=self._attempt.call.action_id)
+        self._entered = self._var.set(self._session)
+        self._claimed = _claim.set(None if self._body is None else _Claim(self._body))
+        self._span = self._attempt.operation.running()
+        if self._span is not None:
+            self._span.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        if self._span is not None:
+            self._span.__exit__(None, None, None)
+        _claim.reset(self._claimed)
+        self._var.reset(self._entered)
+
+
+def unavailable(call: ToolCall, error: SinkError) -> AuditUnavailable:
+    """The refusal of a call whose decision could not be recorded."""
+    reason = f"the decision could not be recorded ({error}), so the tool did not run"
+    return AuditUnavailable(reason, action_id=call.action_id)
+
+
+def _message(error: BaseException, full: bool) -> str:
+    """Our own words; the tool's only where values may be recorded."""
+    ours = f"the tool raised {type(error).__name__}"
+    if not full:
+        return ours
+    try:
+        return str(error)[:1000]
+    except Exception:  # noqa: BLE001  a tool's own __str__ may fail, and its error must still come out as it is
+        return ours
+
+
+def _recordable(value: object) -> str | None:
+    try:
+        text = canonical(value)
+    except (UnrepresentableError, RecursionError):
+        return None
+    return text.decode() if len(text) <= MAX_RECORDED_BYTES else None

@@ -1,0 +1,326 @@
+"""The only copy of the path of a call: request, decide, (ask,) record, run, record.
+
+``CallPath.flow`` is a generator. It yields what it needs (a person's answer, the tool's run) and is sent the
+answer, so the sync and the async drivers of ``interceptor`` share every line. The tool runs once, or the
+flow raises ``CallRefused``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+from cra_middleware._clock import Clock
+from cra_middleware._ids import new_id
+from cra_middleware.approvals import Answer, Approver
+from cra_middleware.attempt import Attempt, Running, has_claim, unavailable
+from cra_middleware.carp.call import Allow, Ask, Decision, Deny, ToolCall
+from cra_middleware.carp.messages import Resolution
+from cra_middleware.carp.policy import Facts
+from cra_middleware.carp.quota import Counters, Reservation
+from cra_middleware.carp.resolve import Options
+from cra_middleware.carp.resolver import Resolver
+from cra_middleware.errors import AuditUnavailable, CallRefused, SessionEnded, SinkError
+from cra_middleware.interceptor import AskApproval, Closed, Flow, Interrupted, Raised, Returned, RunTool
+from cra_middleware.observer import Observer, Operation, Subject
+from cra_middleware.trace.writer import ChainWriter
+
+_logger = logging.getLogger("cra_middleware")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What every session of one runtime shares."""
+
+    resolver: Resolver
+    counters: Counters
+    clock: Clock
+    approver: Approver | None
+    observer: Observer
+    options: Options
+
+
+class Identity(NamedTuple):
+    """Who a session is."""
+
+    session_id: str
+    trace_id: str
+    span_id: str
+    goal: str
+    facts: Facts
+
+
+class Resolved(NamedTuple):
+    """The resolution that calls are made under."""
+
+    resolution: Resolution
+    span_id: str
+    expires_us: int
+
+
+class CallPath:
+    """The calls of one session."""
+
+    def __init__(
+        self,
+        setting: Setting,
+        identity: Identity,
+        writer: ChainWriter,
+        resolved: Callable[[int], Resolved],
+        session: object,
+        current: ContextVar[object],
+        actions: int,
+    ) -> None:
+        """``resolved`` gives the resolution valid at a time; ``current`` holds ``session`` while a tool runs."""
+        self._setting = setting
+        self._identity = identity
+        self._writer = writer
+        self._resolved = resolved
+        self._session = session
+        self._current = current
+        self._ran = itertools.count(actions)
+        self._late: deque[Operation] = deque()
+        self._running: dict[str, Attempt] = {}
+        self._when_idle: Callable[[], None] | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a tool is running, or a stream is open."""
+        return bool(self._running)
+
+    def flow(self, call: ToolCall, body: object = None, *, stream: bool = False) -> Flow:
+        """The path of one call; ``body`` is the governed function that an adapter wraps, if there is one.
+
+        Raises:
+            CallRefused: when the tool must not run, or its decision cannot be recorded.
+        """
+        attempt = self._begin(call, stream)
+        try:
+            decision = self._decide(attempt, approved=False)
+            answer: Answer | None = None
+            approval_id: str | None = None
+            if isinstance(decision, Ask):
+                approval_id = new_id()
+                answer = yield from self._ask(attempt, decision, approval_id)
+                decision = self._decide(attempt, approved=True)
+            if isinstance(decision, Allow):
+                decision = self._unchanged(attempt, decision)
+            if isinstance(decision, Deny):
+                self._deny(attempt, decision, approval_id)
+            assert isinstance(decision, Allow)  # what was approved is not asked about again
+            self._approve(attempt, decision, answer, approval_id)
+            outcome = yield from self._run(attempt, body)
+            if decision.reservation is not None:
+                self._setting.counters.commit(decision.reservation)
+            return outcome
+        finally:
+            self._forget(attempt)
+
+    def reject(self, call: ToolCall, reason: str) -> CallRefused:
+        """Record a call that the framework itself rejected before its tool ran; returns the refusal.
+
+        Raises:
+            CallRefused: when it cannot be recorded, or the session is over.
+        """
+        attempt = self._begin(call, False)
+        try:
+            deny = Deny("invalid_parameters", f"action:{call.action_id}", reason, None, "invalid_parameters")
+            self._record_denial(attempt, deny, None)
+            return attempt.refusal(deny, None)
+        finally:
+            self._forget(attempt)
+
+    def settle(self) -> None:
+        """Write what is owed, and end what was closed in a finaliser.
+
+        Raises:
+            SinkError: when it cannot be kept yet.
+        """
+        self._writer.settle()
+        while self._late:
+            self._late.popleft().end("executed")
+
+    def close(self, when_idle: Callable[[], None]) -> None:
+        """Accept no more calls; call ``when_idle`` once, when no tool is running any more (perhaps at once).
+
+        Streams that are open but between two items are recorded as failed, and give no more items.
+        """
+        self._when_idle = when_idle
+        for attempt in list(self._running.values()):
+            if attempt.is_stream and self._running.pop(attempt.execution_id, None) is not None:
+                next(self._ran)
+                self._writer.owe(attempt.abandon(self._writer.now_us()))
+        if not self._running:
+            when_idle()
+
+    def actions_run(self) -> int:
+        """How many tools ran; to be asked once, at the end."""
+        return next(self._ran)
+
+    def _begin(self, call: ToolCall, stream: bool) -> Attempt:
+        now_us = self._writer.now_us()
+        if self._is_closing():
+            raise self._ended(call)
+        try:
+            resolved = self._resolved(now_us)
+        except SinkError as error:
+            raise unavailable(call, error) from error
+        span_id, execution_id = new_id(), new_id()
+        known = self._setting.resolver.actions.get(call.action_id)
+        identity = self._identity
+        subject = Subject(
+            identity.session_id,
+            identity.trace_id,
+            span_id,
+            identity.facts.agent_id,
+            known.action.risk_tier if known else None,
+        )
+        attempt = Attempt(
+            call,
+            subject,
+            resolved.span_id,
+            execution_id,
+            resolved.resolution.resolution_id,
+            self._setting.observer.call(call, subject),
+            now_us,
+            stream,
+            self._setting.options.full,
+        )
+        self._running[execution_id] = attempt
+        if self._is_closing():  # asked again after registering, so that an end misses no call
+            attempt.operation.end("denied", "session_ended")
+            self._forget(attempt)
+            raise self._ended(call)
+        attempt.request()
+        return attempt
+
+    def _decide(self, attempt: Attempt, approved: bool) -> Decision:
+        setting = self._setting
+        try:
+            decision = setting.resolver.decide(
+                attempt.call, self._identity.facts, attempt.requested_us, setting.counters, approved
+            )
+        except Exception as error:  # a policy or a counter store that breaks must deny, not pass
+            _logger.exception("the policy decision failed; the call is denied")
+            decision = Deny("policy_error", "default", f"the policies could not be evaluated ({type(error).__name__})")
+        attempt.operation.decided(decision)
+        return decision
+
+    def _unchanged(self, attempt: Attempt, decision: Allow) -> Decision:
+        """The decision, unless the caller's objects are no longer what was decided."""
+        if not attempt.call.changed():
+            return decision
+        self._release(decision.reservation)
+        deny = Deny(
+            "arguments_changed", decision.policy_id or "default", "the arguments changed after they were decided"
+        )
+        attempt.operation.decided(deny)
+        return deny
+
+    def _ask(self, attempt: Attempt, ask: Ask, approval_id: str) -> Generator[AskApproval, object, Answer]:
+        attempt.ask(ask)
+        self._keep(attempt)
+        approver = self._setting.approver
+        if approver is None:
+            attempt.operation.end("pending_approval")
+            raise attempt.unanswered(ask, approval_id)
+        answer = yield AskApproval(attempt.pending(ask, approval_id), approver)
+        if isinstance(answer, Interrupted):
+            deny = Deny("approval_rejected", ask.policy_id, "the question was interrupted")
+            self._record_denial(attempt, deny, approval_id)
+            raise answer.error
+        assert isinstance(answer, Answer)
+        if answer.approved and b'"cra:opaque:' in attempt.call.text:
+            answer = Answer(
+                False, answer.by, "an argument is an object that cannot be written down, so nobody can approve it"
+            )
+        if not answer.approved:
+            reason = answer.reason or f"{answer.by} did not approve"
+            self._deny(attempt, Deny("approval_rejected", ask.policy_id, reason), approval_id)
+        return answer
+
+    def _approve(self, attempt: Attempt, decision: Allow, answer: Answer | None, approval_id: str | None) -> None:
+        attempt.approve(
+            decision, answer, approval_id, attempt.requested_us if answer is None else self._writer.now_us()
+        )
+        try:
+            self._keep(attempt)
+        except AuditUnavailable:
+            self._release(decision.reservation)
+            raise
+
+    def _run(self, attempt: Attempt, body: object) -> Generator[RunTool, object, Returned | Raised]:
+        scope: Callable[[], AbstractContextManager[object]] | None = None
+        bare = body is None and not attempt.is_stream and not attempt.operation.is_recording
+        if not bare or self._current.get() is not self._session or has_claim():
+            scope = partial(Running, attempt, body, self._session, self._current)
+        clock = self._setting.clock
+        began_ns = clock.monotonic_ns()
+        outcome = yield RunTool(scope)
+        assert isinstance(outcome, (Returned, Raised, Closed))
+        if not attempt.over:
+            duration_ms = max(0, (clock.monotonic_ns() - began_ns) // 1_000_000)
+            self._record_outcome(attempt, outcome, duration_ms)
+        return Returned(None) if isinstance(outcome, Closed) else outcome
+
+    def _record_outcome(self, attempt: Attempt, outcome: Returned | Raised | Closed, duration_ms: int) -> None:
+        next(self._ran)
+        operation, error = attempt.operation, outcome.error if isinstance(outcome, Raised) else None
+        entry = attempt.outcome(outcome, duration_ms, self._writer.now_us())
+        if isinstance(outcome, Closed):
+            # A consumer that goes away may do so in a finaliser, in the middle of anything. No lock may be
+            # taken there, so the event is owed and goes into the next write.
+            self._writer.owe(entry)
+            self._late.append(operation)
+            return
+        try:
+            operation.seen(self._writer.write_or_owe(entry))
+        except SinkError as failure:
+            _logger.error("%s ran, and its outcome waits to be recorded: %s", attempt.call.action_id, failure)
+        if error is None:
+            operation.end("executed")
+        else:
+            operation.end("failed", type(error).__qualname__, f"the tool raised {type(error).__name__}")
+
+    def _deny(self, attempt: Attempt, deny: Deny, approval_id: str | None) -> None:
+        self._record_denial(attempt, deny, approval_id)
+        raise attempt.refusal(deny, approval_id)
+
+    def _record_denial(self, attempt: Attempt, deny: Deny, approval_id: str | None) -> None:
+        attempt.deny(deny, approval_id, attempt.requested_us if approval_id is None else self._writer.now_us())
+        self._keep(attempt)
+        attempt.operation.end("denied", deny.code, deny.reason)
+
+    def _keep(self, attempt: Attempt) -> None:
+        try:
+            sealed = self._writer.write(*attempt.unwritten)
+        except SinkError as error:
+            attempt.operation.end("denied", "audit_unavailable", "the decision could not be recorded")
+            raise unavailable(attempt.call, error) from error
+        attempt.unwritten.clear()
+        attempt.operation.seen(sealed)
+        while self._late:
+            self._late.popleft().end("executed")
+
+    def _forget(self, attempt: Attempt) -> None:
+        known = self._running.pop(attempt.execution_id, None)
+        if known is not None and self._when_idle is not None and not self._running:
+            self._when_idle()
+
+    def _is_closing(self) -> bool:
+        return self._when_idle is not None
+
+    def _release(self, reservation: Reservation | None) -> None:
+        if reservation is not None:
+            self._setting.counters.release(reservation)
+
+    def _ended(self, call: ToolCall) -> SessionEnded:
+        reason = f"session {self._identity.session_id} is over; start a new one"
+        return SessionEnded(reason, action_id=call.action_id)

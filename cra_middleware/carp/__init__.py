@@ -1,0 +1,1 @@
+"""What is allowed: the policy decision point. No I/O, no clock, no await."""

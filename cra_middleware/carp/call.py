@@ -1,0 +1,156 @@
+"""A tool call as it is decided: the arguments that the tool's body gets, their one canonical text, its digest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from datetime import date, time
+from enum import Enum
+from hashlib import sha256
+from pathlib import PurePath
+from typing import Literal, NamedTuple
+from uuid import UUID
+
+import orjson
+from pydantic import BaseModel
+
+from cra_middleware._canonical import MAX_INTEGER, UnrepresentableError, canonical, digest
+from cra_middleware.carp.quota import Reservation
+
+DenyCode = Literal[
+    "policy_denied",
+    "no_allow_policy",
+    "unknown_action",
+    "rate_limit_exceeded",
+    "invalid_parameters",
+    "arguments_changed",
+    "approval_rejected",
+    "policy_error",
+]
+ViolationType = Literal["rate_limit", "invalid_parameters"]
+
+
+class Allow(NamedTuple):
+    """The tool may run."""
+
+    policy_id: str | None
+    """None when only ``default_decision="allow"`` let it."""
+    reservation: Reservation | None = None
+    """What the call will use up; to be committed or released."""
+
+
+class Deny(NamedTuple):
+    """The tool must not run."""
+
+    code: DenyCode
+    policy_id: str
+    reason: str
+    retry_after_seconds: float | None = None
+    violation: ViolationType | None = None
+    """Recorded as ``policy.violated`` when it is one."""
+
+
+class Ask(NamedTuple):
+    """A person has to approve."""
+
+    policy_id: str
+    reason: str
+
+
+Decision = Allow | Deny | Ask
+
+
+UNWRITABLE = b'"cra:opaque:arguments"'
+"""Stands for arguments that cannot be written down, so that their call can be recorded and denied."""
+
+
+class ToolCall(NamedTuple):
+    """One call, frozen before it is decided."""
+
+    action_id: str
+    tool_name: str
+    """Module and qualified name, or server and tool."""
+    arguments: Mapping[str, object]
+    """What conditions and schemas see: real values; containers are copies that nobody else can change."""
+    text: bytes
+    """Canonical JSON of the arguments."""
+    digest: str
+    live: Mapping[str, object] | None
+    """The caller's own objects, when they can still change before the tool runs."""
+    problem: str | None = None
+    """Why the arguments cannot be written down; such a call is denied."""
+    tool_call_id: str | None = None
+    agent_name: str | None = None
+
+    @classmethod
+    def freeze(
+        cls,
+        action_id: str,
+        tool_name: str,
+        arguments: Mapping[str, object],
+        tool_call_id: str | None = None,
+        agent_name: str | None = None,
+    ) -> ToolCall:
+        """A call whose arguments are ``arguments``, as the tool's body will get them.
+
+        Never raises: arguments that cannot be written down become the call's ``problem``.
+        """
+        for key, value in arguments.items():
+            kind = type(value)
+            if kind is str:
+                if not value.isascii() or value[:4] == "cra:":  # type: ignore[attr-defined,index]
+                    break
+            elif kind is int:
+                if not -MAX_INTEGER <= value <= MAX_INTEGER:  # type: ignore[operator]
+                    break
+            elif kind is float:
+                if not 1e-4 <= value < 1e16:  # type: ignore[operator]
+                    break
+            elif kind is not bool and value is not None:
+                break
+            if not (key.isidentifier() and key.isascii()):
+                break
+        else:  # plain scalars, which nobody can change: the bytes are canonical as they come
+            plain = dict(arguments)
+            text = orjson.dumps(plain, option=orjson.OPT_SORT_KEYS)
+            return cls(
+                action_id, tool_name, plain, text, sha256(text).hexdigest(), None, None, tool_call_id, agent_name
+            )
+        try:
+            text = canonical(arguments)
+            view = {key: decision_view(value) for key, value in arguments.items()}
+        except (UnrepresentableError, RecursionError) as error:
+            problem = str(error) if isinstance(error, UnrepresentableError) else "nested too deeply, or circular"
+            return cls(
+                action_id, tool_name, {}, UNWRITABLE, digest(UNWRITABLE), None, problem, tool_call_id, agent_name
+            )
+        return cls(action_id, tool_name, view, text, digest(text), arguments, None, tool_call_id, agent_name)
+
+    def changed(self) -> bool:
+        """Whether the caller's objects no longer have the text that was decided."""
+        if self.live is None:
+            return False
+        try:
+            return canonical(self.live) != self.text
+        except UnrepresentableError:
+            return True
+
+
+def decision_view(value: object) -> object:
+    """A copy for conditions to look at: containers copied, models and dataclasses as their fields,
+    times, paths and UUIDs as their text, the rest as it is."""
+    if isinstance(value, Enum):
+        return decision_view(value.value)
+    if isinstance(value, (UUID, PurePath)):
+        return str(value)
+    if isinstance(value, (date, time)):  # a schema generated from such a parameter says "string"
+        return value.isoformat()
+    if isinstance(value, Mapping):
+        return {key: decision_view(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [decision_view(item) for item in value]
+    if isinstance(value, BaseModel):
+        return {key: decision_view(item) for key, item in value}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: decision_view(getattr(value, field.name)) for field in fields(value)}
+    return value

@@ -1,0 +1,284 @@
+"""The policy enforcement point: drivers that run a tool as one flow tells them to.
+
+A flow is a generator that does no I/O of its own. It *yields* what it needs (a person's answer, the tool's run)
+and is *sent* what came of it; when it raises ``CallRefused``, the tool has not run. Functions, coroutines,
+generators and async generators each have a driver here; the flow they drive is the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import copy_context
+from typing import NamedTuple, ParamSpec, TypeVar
+
+from cra_middleware.approvals import Answer, Approver, Pending, as_answer
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+class AskApproval(NamedTuple):
+    """Wanted: a person's answer."""
+
+    pending: Pending
+    approver: Approver
+
+
+class RunTool(NamedTuple):
+    """Wanted: run the tool now, inside ``scope`` when there is one. A stream enters it for each of its steps."""
+
+    scope: Callable[[], AbstractContextManager[object]] | None
+
+
+class Returned(NamedTuple):
+    """The tool returned."""
+
+    value: object
+    item_count: int | None = None
+    """How many items a stream gave."""
+
+
+class Raised(NamedTuple):
+    """The tool raised."""
+
+    error: BaseException
+
+
+class Interrupted(NamedTuple):
+    """The approver was interrupted by something that is no answer (Ctrl-C, a cancelled task)."""
+
+    error: BaseException
+
+
+class Closed(NamedTuple):
+    """The consumer of a stream went away; perhaps in a finaliser, where no lock may be taken."""
+
+    item_count: int
+
+
+Need = AskApproval | RunTool
+Reply = Answer | Interrupted | Returned | Raised | Closed | None
+Flow = Generator[Need, Reply, Returned | Raised]
+
+
+def run(flow: Flow, tool: Callable[[], T]) -> T:
+    """Run a function under ``flow``; its value, or its very own exception, comes out."""
+    reply: Reply = None
+    while True:
+        try:
+            need = flow.send(reply)
+        except StopIteration as stop:
+            return _unwrap(stop.value)
+        if isinstance(need, RunTool):
+            try:
+                if need.scope is None:
+                    reply = Returned(tool())
+                else:
+                    with need.scope():
+                        reply = Returned(tool())
+            except BaseException as error:  # noqa: BLE001  recorded by the flow, then raised again as it is
+                reply = Raised(error)
+        else:
+            reply = _ask(need)
+
+
+async def arun(flow: Flow, tool: Callable[[], Awaitable[T]]) -> T:
+    """Run a coroutine function under ``flow``."""
+    reply: Reply = None
+    while True:
+        try:
+            need = flow.send(reply)
+        except StopIteration as stop:
+            return _unwrap(stop.value)
+        if isinstance(need, RunTool):
+            try:
+                with _scope(need):
+                    reply = Returned(await tool())
+            except BaseException as error:  # noqa: BLE001  CancelledError too: recorded, then raised again
+                reply = Raised(error)
+        else:
+            reply = await _aask(need)
+
+
+def run_generator(flow: Flow, tool: Callable[[], Generator[object, object, T]]) -> Generator[object, object, T]:
+    """Run a generator under ``flow``, to its end; each step inside the flow's scope."""
+    need = _authorise(flow)
+    count, outcome = 0, _first_outcome()
+    stream: Generator[object, object, T] | None = None
+    try:
+        with _scope(need):
+            stream = tool()
+            item = next(stream)
+        while True:
+            count += 1
+            try:
+                sent = yield item
+            except GeneratorExit:
+                with _scope(need):
+                    stream.close()
+                outcome = Closed(count)
+                raise
+            except BaseException as error:  # noqa: BLE001  thrown in by the consumer: the tool decides about it
+                with _scope(need):
+                    item = stream.throw(error)
+            else:
+                with _scope(need):
+                    item = stream.send(sent)
+    except StopIteration as stop:
+        outcome = Returned(stop.value, count)
+    except GeneratorExit as error:
+        if not isinstance(outcome, Closed):
+            outcome = Raised(error)
+        raise
+    except BaseException as error:  # noqa: BLE001  recorded, then raised again
+        outcome = Raised(error)
+    finally:
+        final = _finish(flow, outcome)
+    return _unwrap(final)
+
+
+AsyncStream = AsyncGenerator[object, object]
+
+
+def async_generator_function(
+    start: Callable[P, tuple[Flow, Callable[[], AsyncStream]]],
+) -> Callable[P, AsyncStream]:
+    """An async generator function that runs what ``start`` names, to its end, under the flow that ``start`` gives.
+
+    ``start`` is called when the first item is asked for. It is a function and not a generator that comes out,
+    because an async generator cannot delegate to another one.
+    """
+
+    async def stream_items(*args: P.args, **kwargs: P.kwargs) -> AsyncStream:
+        flow, tool = start(*args, **kwargs)
+        need = await _aauthorise(flow)
+        count, outcome = 0, _first_outcome()
+        try:
+            with _scope(need):
+                stream = tool()
+                item = await anext(stream)
+            while True:
+                count += 1
+                try:
+                    sent = yield item
+                except GeneratorExit:
+                    with _scope(need):
+                        await stream.aclose()
+                    outcome = Closed(count)
+                    raise
+                except BaseException as error:  # noqa: BLE001  thrown in by the consumer: the tool decides about it
+                    with _scope(need):
+                        item = await stream.athrow(error)
+                else:
+                    with _scope(need):
+                        item = await stream.asend(sent)
+        except StopAsyncIteration:
+            outcome = Returned(None, count)
+        except GeneratorExit as error:
+            if not isinstance(outcome, Closed):
+                outcome = Raised(error)
+            raise
+        except BaseException as error:  # noqa: BLE001  recorded, then raised again
+            outcome = Raised(error)
+        finally:
+            final = _finish(flow, outcome)
+        _unwrap(final)
+
+    return stream_items
+
+
+def _first_outcome() -> Returned | Raised | Closed:
+    return Raised(RuntimeError("the stream was never started"))
+
+
+def _authorise(flow: Flow) -> RunTool:
+    """Drive a flow up to the tool's run."""
+    need = flow.send(None)
+    while isinstance(need, AskApproval):
+        need = flow.send(_ask(need))
+    return need
+
+
+async def _aauthorise(flow: Flow) -> RunTool:
+    need = flow.send(None)
+    while isinstance(need, AskApproval):
+        need = flow.send(await _aask(need))
+    return need
+
+
+def _finish(flow: Flow, outcome: Returned | Raised | Closed) -> Returned | Raised:
+    try:
+        flow.send(outcome)
+    except StopIteration as stop:
+        result: Returned | Raised = stop.value
+        return result
+    raise AssertionError("a flow wants nothing more once the tool has run")
+
+
+def _unwrap(outcome: Returned | Raised) -> T:  # type: ignore[type-var]
+    if isinstance(outcome, Raised):
+        raise outcome.error
+    return outcome.value  # type: ignore[return-value]
+
+
+def _scope(need: RunTool) -> AbstractContextManager[object]:
+    return nullcontext() if need.scope is None else need.scope()
+
+
+def _ask(need: AskApproval) -> Answer | Interrupted:
+    """Ask; an approver that fails has not approved."""
+    try:
+        reply = need.approver(need.pending)
+        if inspect.isawaitable(reply):
+            reply = _wait_in_a_thread(reply)
+    except Exception as error:  # noqa: BLE001  an approver is foreign code: whatever it raises is no yes
+        return Answer(False, reason=f"the approver failed with {type(error).__name__}")
+    except BaseException as error:  # noqa: BLE001  Ctrl-C: the flow records it and raises it again
+        return Interrupted(error)
+    return as_answer(reply)
+
+
+async def _aask(need: AskApproval) -> Answer | Interrupted:
+    """As ``_ask``. A sync approver may wait for a person, so it waits in a thread and not on the loop."""
+    try:
+        if _is_async(need.approver):
+            reply = need.approver(need.pending)
+        else:
+            reply = await asyncio.to_thread(need.approver, need.pending)
+        if inspect.isawaitable(reply):
+            reply = await reply
+    except Exception as error:  # noqa: BLE001  as above
+        return Answer(False, reason=f"the approver failed with {type(error).__name__}")
+    except BaseException as error:  # noqa: BLE001  a cancelled task: recorded, then raised again
+        return Interrupted(error)
+    return as_answer(reply)
+
+
+def _is_async(approver: Approver) -> bool:
+    return inspect.iscoroutinefunction(approver) or inspect.iscoroutinefunction(type(approver).__call__)
+
+
+def _wait_in_a_thread(reply: Awaitable[T]) -> T:
+    """Await an async approver from sync code, which may itself be running on a loop that must not be re-entered."""
+    result: list[T] = []
+    failure: list[BaseException] = []
+
+    async def wait() -> T:
+        return await reply
+
+    def work() -> None:
+        try:
+            result.append(asyncio.run(wait()))
+        except BaseException as error:  # noqa: BLE001  carried over to the caller's thread
+            failure.append(error)
+
+    thread = threading.Thread(target=copy_context().run, args=(work,), name="cra-approver")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return result[0]

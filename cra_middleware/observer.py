@@ -1,0 +1,106 @@
+"""Where telemetry looks on. An observer may drop what it likes; it never decides, blocks or raises."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Literal, NamedTuple, Protocol
+
+from cra_middleware.carp.call import Decision, ToolCall
+from cra_middleware.carp.messages import Resolution
+from cra_middleware.trace.event import Sealed
+
+Outcome = Literal["executed", "failed", "denied", "pending_approval"]
+
+
+class Subject(NamedTuple):
+    """Whose call it is."""
+
+    session_id: str
+    trace_id: str
+    trace_span_id: str
+    """The TRACE span, not the OpenTelemetry one."""
+    agent_id: str
+    risk_tier: str | None
+    """The action's, when it is declared."""
+
+
+class Operation(Protocol):
+    """One call, or one resolution, while it goes on."""
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether there is anything to make current while the tool runs."""
+        ...
+
+    @property
+    def traceparent(self) -> str | None:
+        """W3C ``traceparent`` of the operation's span; None when nothing is recorded."""
+        ...
+
+    def running(self) -> AbstractContextManager[object] | None:
+        """Makes the operation current, so that what the tool does nests below it. May be entered many times."""
+        ...
+
+    def seen(self, events: Sequence[Sealed], /) -> None:
+        """Events of this operation that the trace has kept."""
+        ...
+
+    def decided(self, decision: Decision, /) -> None:
+        """What was decided."""
+        ...
+
+    def resolved(self, resolution: Resolution, /) -> None:
+        """What was resolved."""
+        ...
+
+    def end(self, outcome: Outcome | None, error_type: str | None = None, description: str | None = None, /) -> None:
+        """It is over."""
+        ...
+
+
+class Observer(Protocol):
+    """Looks on at one runtime."""
+
+    def call(self, call: ToolCall, subject: Subject, /) -> Operation:
+        """A call begins."""
+        ...
+
+    def resolution(self, subject: Subject, /) -> Operation:
+        """A resolution begins."""
+        ...
+
+    def session(self, subject: Subject, events: Sequence[Sealed], /) -> None:
+        """A session began or ended."""
+        ...
+
+
+class Unobserved:
+    """The operation, and the observer, of a runtime that nobody looks on at."""
+
+    is_recording = False
+    traceparent: str | None = None
+
+    def call(self, call: ToolCall, subject: Subject, /) -> Operation:
+        return self
+
+    def resolution(self, subject: Subject, /) -> Operation:
+        return self
+
+    def session(self, subject: Subject, events: Sequence[Sealed], /) -> None:
+        return None
+
+    def running(self) -> AbstractContextManager[object] | None:
+        return None
+
+    def seen(self, events: Sequence[Sealed], /) -> None:
+        return None
+
+    def decided(self, decision: Decision, /) -> None:
+        return None
+
+    def resolved(self, resolution: Resolution, /) -> None:
+        return None
+
+    def end(self, outcome: Outcome | None, error_type: str | None = None, description: str | None = None, /) -> None:
+        return None

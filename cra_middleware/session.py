@@ -1,0 +1,294 @@
+"""A governed run of one agent: who it is, what it may do, its calls, its chain, its end."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from asyncio import CancelledError
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar, Token
+from types import TracebackType
+from typing import Literal, ParamSpec, TypeVar
+
+from cra_middleware._ids import new_id
+from cra_middleware.call_flow import CallPath, Identity, Resolved, Setting
+from cra_middleware.carp.call import ToolCall
+from cra_middleware.carp.messages import ContextBlockMessage, Request, Requester, Resolution, Task
+from cra_middleware.carp.policy import Facts
+from cra_middleware.carp.resolve import resolve
+from cra_middleware.errors import CallRefused, SinkError
+from cra_middleware.interceptor import Flow, arun, run
+from cra_middleware.observer import Subject
+from cra_middleware.signatures import bind_arguments, describe
+from cra_middleware.trace.chain import Verdict, verify_lines
+from cra_middleware.trace.event import Event, EventType
+from cra_middleware.trace.payloads import render
+from cra_middleware.trace.profiles import read
+from cra_middleware.trace.sink import SessionLog
+from cra_middleware.trace.writer import ChainWriter, Entry
+
+T = TypeVar("T")
+P = ParamSpec("P")
+EndReason = Literal["completed", "timeout", "error", "cancelled"]
+
+_logger = logging.getLogger("cra_middleware")
+_current: ContextVar[object] = ContextVar("cra_session", default=None)
+
+
+def current_session() -> Session | None:
+    """The session of this thread or task, if there is one."""
+    session = _current.get()
+    return session if isinstance(session, Session) else None
+
+
+class Session:
+    """One agent's governed run. Many threads and tasks may share it; its chain stays one chain."""
+
+    def __init__(
+        self, setting: Setting, identity: Identity, writer: ChainWriter, log: SessionLog, actions: int = 0
+    ) -> None:
+        self._setting = setting
+        self._identity = identity
+        self._writer = writer
+        self._log = log
+        self._lock = threading.RLock()  # around the resolution and the end; never held while a tool runs
+        self._calls = CallPath(setting, identity, writer, self._resolved_at, self, _current, actions)
+        self._state: Literal["open", "closing", "closed"] = "open"
+        self._resolved: Resolved | None = None
+        self._began_ns = setting.clock.monotonic_ns()
+        self._tokens: list[Token[object]] = []
+        self._children: list[Session] = []
+
+    @property
+    def id(self) -> str:
+        """The session's id, which also names its file."""
+        return self._identity.session_id
+
+    @property
+    def facts(self) -> Facts:
+        """What decisions depend on."""
+        return self._identity.facts
+
+    @property
+    def is_open(self) -> bool:
+        """Whether calls are accepted."""
+        return self._state == "open"
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a tool is running, or a stream is open."""
+        return self._calls.is_busy
+
+    @property
+    def resolution(self) -> Resolution:
+        """What the agent may do now; renewed by itself when it has expired."""
+        return self._resolved_at(self._writer.now_us()).resolution
+
+    @property
+    def context(self) -> tuple[ContextBlockMessage, ...]:
+        """The documents that the Atlas wants the agent to have."""
+        return self.resolution.context_blocks
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """Every event so far, as the sink holds it."""
+        self._calls.settle()
+        return tuple(read(line.rstrip(b"\n"), "cra").event for line in self._log.lines())
+
+    def verify(self) -> Verdict:
+        """Verify this session's chain, from the sink's own bytes."""
+        self._calls.settle()
+        return verify_lines(self._log.lines(), self.id)[0]
+
+    def call(self, action_id: str, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run ``fn(*args, **kwargs)`` as ``action_id``, or refuse to.
+
+        Raises:
+            CallRefused: when the function did not run; which one says why.
+            TypeError: when the arguments do not fit the function's signature.
+        """
+        call = ToolCall.freeze(action_id, describe(fn), bind_arguments(fn, args, kwargs))
+        return self.run(call, lambda: fn(*args, **kwargs))
+
+    async def acall(self, action_id: str, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """As ``call``, for a coroutine function."""
+        call = ToolCall.freeze(action_id, describe(fn), bind_arguments(fn, args, kwargs))
+        return await self.arun(call, lambda: fn(*args, **kwargs))
+
+    def run(self, call: ToolCall, tool: Callable[[], T], body: object = None) -> T:
+        """Run ``tool`` for a call that an adapter froze; ``body`` is the ``@governed`` function inside it, if any."""
+        return run(self._calls.flow(call, body), tool)
+
+    async def arun(self, call: ToolCall, tool: Callable[[], Awaitable[T]], body: object = None) -> T:
+        """As ``run``, for a coroutine function."""
+        return await arun(self._calls.flow(call, body), tool)
+
+    def flow(self, call: ToolCall, *, stream: bool = False) -> Flow:
+        """The bare path of one call: for streams, and for a framework that tells of a tool's start and end apart."""
+        return self._calls.flow(call, stream=stream)
+
+    def reject(self, call: ToolCall, reason: str) -> CallRefused:
+        """Record a call whose arguments the framework itself refused, and return the refusal.
+
+        Raises:
+            CallRefused: when it cannot be recorded, or the session is over.
+        """
+        return self._calls.reject(call, reason)
+
+    def start(self, payload: dict[str, object]) -> None:
+        """Write the first event. Called once, by the runtime.
+
+        Raises:
+            SinkError: when it cannot be kept.
+        """
+        self._record("session.started", payload)
+
+    def note(self, error_code: str, message: str, **details: object) -> None:
+        """Record ``error.occurred``: something about the session itself, not about a call.
+
+        Raises:
+            SinkError: when it cannot be kept.
+        """
+        self._record("error.occurred", {"error_code": error_code, "message": message, **details})
+
+    def resolve(self, request: Request | None = None) -> Resolution:
+        """Answer ``request`` (or a plain one of our own) and make it the resolution that calls are made under.
+
+        Raises:
+            SinkError: when it cannot be recorded; the earlier resolution stays.
+        """
+        with self._lock:
+            now_us = self._writer.now_us()
+            span_id, identity, setting = new_id(), self._identity, self._setting
+            operation = setting.observer.resolution(self._subject(span_id))
+            facts = identity.facts
+            if request is not None and request.context:
+                facts = facts._replace(context={**request.context, **facts.context})
+            try:
+                resolution, records = resolve(
+                    setting.resolver,
+                    request or self._own_request(),
+                    facts,
+                    setting.counters,
+                    now_us,
+                    new_id(),
+                    identity.trace_id,
+                    setting.options,
+                )
+                entries = (Entry(span_id, identity.span_id, kind, payload, now_us) for kind, payload in records)
+                operation.seen(self._writer.write(*entries))
+                operation.resolved(resolution)
+            finally:
+                operation.end(None)
+            self._resolved = Resolved(resolution, span_id, now_us + resolution.ttl_seconds * 1_000_000)
+            return resolution
+
+    def end(self, reason: EndReason = "completed", error: str | None = None) -> None:
+        """Seal the chain. Calls that are running still record their outcome first; a second end does nothing.
+
+        Sessions opened below this one end before it.
+        """
+        for child in self._children:
+            child.end(reason)
+        self._close(lambda: self._seal(reason, error))
+
+    def detach(self) -> None:
+        """Let go of the session without sealing it, so that ``runtime.resume`` can go on with it, here or elsewhere."""
+        for child in self._children:
+            child.detach()
+        self._close(self._let_go)
+
+    def __enter__(self) -> Session:
+        self._tokens.append(_current.set(self))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _current.reset(self._tokens.pop())
+        if error is None or isinstance(error, GeneratorExit):
+            self.end("completed")
+        elif isinstance(error, (CancelledError, KeyboardInterrupt, SystemExit)):
+            self.end("cancelled", type(error).__name__)
+        else:
+            self.end("error", type(error).__name__)
+
+    async def __aenter__(self) -> Session:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, trace)
+
+    def adopt(self, child: Session) -> None:
+        """Make ``child`` end before this session does."""
+        self._children = [known for known in self._children if known.is_open]
+        self._children.append(child)
+
+    def _resolved_at(self, now_us: int) -> Resolved:
+        resolved = self._resolved
+        if resolved is not None and now_us < resolved.expires_us:
+            return resolved
+        with self._lock:
+            resolved = self._resolved
+            if resolved is None or now_us >= resolved.expires_us:
+                self.resolve()
+                resolved = self._resolved
+            assert resolved is not None
+            return resolved
+
+    def _own_request(self) -> Request:
+        facts, identity = self._identity.facts, self._identity
+        return Request(
+            request_id=new_id(),
+            requester=Requester(agent_id=facts.agent_id, session_id=identity.session_id),
+            task=Task(goal=identity.goal, risk_tier=facts.risk_tier),
+            atlas_ids=facts.atlas_ids,
+        )
+
+    def _close(self, finish: Callable[[], None]) -> None:
+        with self._lock:
+            if self._state != "open":
+                return
+            self._state = "closing"
+        self._calls.close(finish)
+
+    def _seal(self, reason: EndReason, error: str | None) -> None:
+        with self._lock:
+            if self._state == "closed":
+                return
+            duration_ms = max(0, (self._setting.clock.monotonic_ns() - self._began_ns) // 1_000_000)
+            payload: dict[str, object] = {
+                "reason": reason,
+                "duration_ms": duration_ms,
+                "action_count": self._calls.actions_run(),
+                "error": error,
+            }
+            try:
+                self._calls.settle()
+                payload["event_count"] = self._writer.end.sequence + 1
+                self._record("session.ended", payload)
+            except SinkError as failure:
+                _logger.error("session %s ends unsealed: %s", self.id, failure)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        with self._lock:
+            if self._state == "closed":
+                return
+            self._state = "closed"
+            try:
+                self._calls.settle()
+                self._log.close()
+            except SinkError as failure:
+                _logger.error("session %s could not be written to its end: %s", self.id, failure)
+
+    def _record(self, event_type: EventType, payload: dict[str, object]) -> None:
+        identity = self._identity
+        entry = Entry(identity.span_id, None, event_type, render(payload), self._writer.now_us())
+        self._setting.observer.session(self._subject(identity.span_id), self._writer.write(entry))
+
+    def _subject(self, span_id: str) -> Subject:
+        identity = self._identity
+        return Subject(identity.session_id, identity.trace_id, span_id, identity.facts.agent_id, None)

@@ -1,0 +1,241 @@
+"""Verification: is this chain whole, and what does its end say? Pure; reads one line at a time.
+
+The order of checks is genesis, link, sequence, hash. In profile ``cra`` also: the payload's keys, that the
+first event is ``session.started`` and nothing follows ``session.ended``, and that each call goes requested,
+approved, one outcome. A verdict is never a bare "valid": dropped last lines leave a chain INTACT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from cra_middleware.trace.event import GENESIS, Event
+from cra_middleware.trace.payloads import payload_problem
+from cra_middleware.trace.profiles import MAX_LINE_BYTES, MalformedError, Profile, choose, read
+
+ErrorKind = Literal[
+    "invalid_genesis", "chain_broken", "sequence_gap", "hash_mismatch", "malformed_event", "truncated", "forked"
+]
+RECOVERED = "torn_tail_recovered"
+"""The ``error_code`` of the event that goes on after a torn tail was moved aside."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """The first thing wrong with a chain."""
+
+    kind: ErrorKind
+    sequence: int
+    """Of the event at fault, counted by its place in the chain."""
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """A torn tail that was moved aside when the session was re-opened."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What can be said about one session's chain."""
+
+    session_id: str | None
+    profile: Profile
+    events: int
+    """How many events verified."""
+    intact: bool
+    sealed: bool
+    error: Problem | None = None
+    recovered: Recovery | None = None
+    head_hash: str = GENESIS
+
+    def __str__(self) -> str:
+        if self.error is not None:
+            return f"BROKEN at event {self.error.sequence}: {self.error.kind}: {self.error.message}"
+        end = "SEALED" if self.sealed else "NOT SEALED: the end may be missing"
+        mended = "" if self.recovered is None else f", RECOVERED ({self.recovered.bytes} torn bytes set aside)"
+        return f"INTACT, {end}{mended}"
+
+
+class Verifier:
+    """Checks one session's chain, event by event; ``add`` says what is wrong, and stays at the first fault."""
+
+    def __init__(self, profile: Profile, expected_session: str | None = None) -> None:
+        self._profile: Profile = profile
+        self._session = expected_session
+        self._count = 0
+        self._head = GENESIS
+        self._last: Event | None = None
+        self._ids: set[str] = set()
+        self._open: dict[str, bool] = {}  # execution_id -> approved
+        self._error: Problem | None = None
+        self._recovered: Recovery | None = None
+
+    @property
+    def last(self) -> Event | None:
+        """The last event that verified."""
+        return self._last
+
+    def add(self, line: bytes) -> Event | Problem:
+        """Check one line (without newline); the event, or why it is not the next one of this chain."""
+        if self._error is not None:
+            return self._error
+        try:
+            item = read(line, self._profile)
+        except MalformedError as error:
+            return self.fail("malformed_event", str(error))
+        event = item.event
+        problem = self._check(event, item.computed_hash)
+        if problem is not None:
+            return problem
+        self._count += 1
+        self._head = event.event_hash
+        self._last = event
+        self._ids.add(event.event_id)
+        return event
+
+    def fail(self, kind: ErrorKind, message: str) -> Problem:
+        """Note the first fault; later ones follow from it."""
+        if self._error is None:
+            self._error = Problem(kind, self._count, message)
+        return self._error
+
+    def verdict(self) -> Verdict:
+        """What the events so far add up to."""
+        if self._count == 0:
+            self.fail("truncated", "there are no events")
+        return Verdict(
+            session_id=self._session,
+            profile=self._profile,
+            events=self._count,
+            intact=self._error is None,
+            sealed=self._error is None and self._last is not None and self._last.event_type == "session.ended",
+            error=self._error,
+            recovered=self._recovered,
+            head_hash=self._head,
+        )
+
+    def _check(self, event: Event, computed: str) -> Problem | None:
+        last = self._last
+        if self._session is None:
+            self._session = event.session_id
+        if event.session_id != self._session:
+            return self.fail("malformed_event", f"belongs to session {event.session_id}, not {self._session}")
+        if last is None and event.previous_event_hash != GENESIS:
+            return self.fail(
+                "invalid_genesis", "the first event does not start from 64 zeros: earlier ones are missing"
+            )
+        if event.previous_event_hash != self._head:
+            return self._broken_link(event)
+        if event.sequence != self._count:
+            return self.fail("sequence_gap", f"sequence {event.sequence} where {self._count} belongs")
+        if computed != event.event_hash:
+            return self.fail("hash_mismatch", f"event {event.sequence} was changed after it was written")
+        if event.event_id in self._ids:
+            return self.fail("malformed_event", f"event_id {event.event_id} occurs twice")
+        if self._profile == "cra":
+            return self._order(event)
+        return None
+
+    def _broken_link(self, event: Event) -> Problem:
+        last = self._last
+        if last is not None and event.event_id in self._ids:
+            return self.fail("chain_broken", f"event {event.sequence} is repeated or was moved")
+        if last is not None and (event.previous_event_hash, event.sequence) == (
+            last.previous_event_hash,
+            last.sequence,
+        ):
+            return self.fail("forked", f"two events claim place {event.sequence}: two writers, or a rewrite")
+        return self.fail(
+            "chain_broken", f"event {event.sequence} does not follow: something was removed, moved or changed"
+        )
+
+    def _order(self, event: Event) -> Problem | None:
+        last, kind, payload = self._last, event.event_type, event.payload
+        problem = payload_problem(kind, payload)
+        if problem is not None:
+            return self.fail("malformed_event", problem)
+        if (last is None) != (kind == "session.started"):
+            return self.fail("malformed_event", "session.started must be the first event, and only that")
+        if last is not None and last.event_type == "session.ended":
+            return self.fail("malformed_event", "an event after session.ended")
+        if kind == "error.occurred" and payload["error_code"] == RECOVERED:
+            self._recovered = _add(self._recovered, payload)
+        call = payload.get("execution_id")
+        if isinstance(call, str) and kind.startswith("action."):
+            return self._call(call, kind)
+        return None
+
+    def _call(self, call: str, kind: str) -> Problem | None:
+        approved = self._open.get(call)
+        expected = {
+            "action.requested": approved is None,
+            "action.approved": approved is False,
+            "action.denied": approved is False,
+            "action.executed": approved is True,
+            "action.failed": approved is True,
+        }
+        if not expected[kind]:
+            return self.fail("malformed_event", f"{kind} is out of order for execution {call}")
+        if kind == "action.requested":
+            self._open[call] = False
+        elif kind == "action.approved":
+            self._open[call] = True
+        else:
+            del self._open[call]
+        return None
+
+
+def verify_lines(chunks: Iterable[bytes], file_session: str | None = None) -> tuple[Verdict, ...]:
+    """Verify the sessions of one log.
+
+    Args:
+        chunks: the log's lines as bytes, each with its newline; the last may lack it.
+        file_session: the session that a file's own name promises, if it does.
+    """
+    profile: Profile | None = None
+    chains: dict[str, Verifier] = {}
+    current: Verifier | None = None
+    for chunk in chunks:
+        whole = chunk.endswith(b"\n")
+        line = chunk[:-1] if whole else chunk
+        if profile is None:
+            profile = choose(line)
+        if current is None or profile != "cra":
+            current = _chain_of(line, profile, chains, file_session)
+        if len(chunk) > MAX_LINE_BYTES:
+            current.fail("malformed_event", f"a line is longer than {MAX_LINE_BYTES} bytes")
+        elif not whole:
+            current.fail("truncated", f"the last line is torn ({len(line)} bytes): the writer died, or the end was cut")
+        else:
+            current.add(line)
+    if not chains:
+        return (Verifier(profile or "cra", file_session).verdict(),)
+    return tuple(chain.verdict() for chain in chains.values())
+
+
+def _chain_of(line: bytes, profile: Profile, chains: dict[str, Verifier], file_session: str | None) -> Verifier:
+    key = ""
+    if profile != "cra":
+        try:
+            key = read(line, profile).event.session_id
+        except MalformedError:
+            if chains:
+                return next(reversed(chains.values()))
+    if key not in chains:
+        chains[key] = Verifier(profile, file_session)
+    return chains[key]
+
+
+def _add(before: Recovery | None, payload: object) -> Recovery | None:
+    if not isinstance(payload, dict):
+        return before
+    count, sha = payload.get("bytes"), payload.get("sha256")
+    if not isinstance(count, int) or not isinstance(sha, str):
+        return before
+    return Recovery(count + (before.bytes if before else 0), sha)

@@ -1,0 +1,92 @@
+"""Going on with a chain that an earlier process began.
+
+The file is verified again, forward from its first event. A torn tail (a last line that was cut short, or
+bytes that were never an event) is moved to a quarantine and its size and SHA-256 are recorded as the next
+event. Anything else that is wrong is not ours to mend: an event that was complete and does not verify, or
+damage with whole events behind it, was changed by someone, and the session is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cra_middleware._clock import parse_us
+from cra_middleware.errors import ChainBroken
+from cra_middleware.trace.chain import Problem, Verifier
+from cra_middleware.trace.event import Event
+from cra_middleware.trace.profiles import MalformedError, read
+from cra_middleware.trace.sink import SessionLog, Torn
+from cra_middleware.trace.writer import Position
+
+
+@dataclass(frozen=True, slots=True)
+class Reopened:
+    """A verified chain, ready to be continued."""
+
+    first: Event
+    request: Event | None
+    """The last ``carp.request.received``, which holds the risk tier."""
+    actions: int
+    """How many tools ran."""
+    end: Position
+    torn: Torn | None
+
+
+def reopen(log: SessionLog, session_id: str) -> Reopened:
+    """Verify ``log`` and cut off a torn tail.
+
+    Raises:
+        ChainBroken: when the session was ended, is empty, or is damaged in a way that no crash explains.
+        SinkError: when the log cannot be read, or its tail cannot be moved.
+    """
+    chain = Verifier("cra", session_id)
+    offset, actions = 0, 0
+    first: Event | None = None
+    request: Event | None = None
+    problem: Problem | None = None
+    for line in log.lines():
+        if problem is not None:
+            _refuse_events_behind(line, problem, session_id)
+            continue
+        outcome = chain.add(line[:-1]) if line.endswith(b"\n") else chain.fail("truncated", "torn")
+        if isinstance(outcome, Problem):
+            problem = outcome
+            _refuse_complete(line, problem, session_id)
+            continue
+        offset += len(line)
+        first = first or outcome
+        if outcome.event_type == "carp.request.received":
+            request = outcome
+        actions += outcome.event_type in ("action.executed", "action.failed")
+    last = chain.last
+    if first is None or last is None:
+        raise ChainBroken(f"session {session_id} has no whole event; start a new session")
+    if last.event_type == "session.ended":
+        raise ChainBroken(f"session {session_id} was ended; nothing may follow. Start a new session")
+    torn = log.set_aside(offset) if problem is not None else None
+    end = Position(last.sequence + 1, offset, last.event_hash, parse_us(last.timestamp))
+    return Reopened(first, request, actions, end, torn)
+
+
+def _refuse_complete(line: bytes, problem: Problem, session_id: str) -> None:
+    if problem.kind not in ("malformed_event", "truncated") or _is_event(line):
+        raise ChainBroken(
+            f"session {session_id} was changed at event {problem.sequence}: {problem.message}. "
+            "It is left as it is; look at it with `cra trace verify`"
+        )
+
+
+def _refuse_events_behind(line: bytes, problem: Problem, session_id: str) -> None:
+    if _is_event(line):
+        raise ChainBroken(
+            f"session {session_id} is damaged at event {problem.sequence}, with whole events behind it: no torn "
+            "end looks like that. It is left as it is; look at it with `cra trace verify`"
+        )
+
+
+def _is_event(line: bytes) -> bool:
+    try:
+        read(line.removesuffix(b"\n"), "cra")
+    except MalformedError:
+        return False
+    return line.endswith(b"\n")

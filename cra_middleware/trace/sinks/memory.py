@@ -1,0 +1,74 @@
+"""Traces kept in this process, and gone with it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from hashlib import sha256
+
+from cra_middleware.errors import SinkError
+from cra_middleware.trace.sink import SessionLog, Torn
+
+
+class MemoryLog:
+    """One session's lines in memory."""
+
+    def __init__(self) -> None:
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self.torn: list[bytes] = []
+        self.is_open = True
+
+    def append(self, offset: int, data: bytes, /) -> None:
+        if offset != self._size:
+            self._cut(offset)
+        self._chunks.append(data)
+        self._size = offset + len(data)
+
+    def lines(self) -> Iterator[bytes]:
+        yield from io.BytesIO(b"".join(self._chunks))
+
+    def set_aside(self, offset: int, /) -> Torn:
+        torn = b"".join(self._chunks)[offset:]
+        self.torn.append(torn)
+        self._cut(offset)
+        return Torn(len(torn), sha256(torn).hexdigest())
+
+    def flush(self) -> None:
+        pass  # memory is as durable as it will ever be
+
+    def close(self) -> None:
+        self.is_open = False
+
+    def _cut(self, offset: int) -> None:
+        self._chunks = [b"".join(self._chunks)[:offset]]
+        self._size = offset
+
+
+class MemorySink:
+    """The default: traces for as long as the runtime lives."""
+
+    def __init__(self) -> None:
+        self._logs: dict[str, MemoryLog] = {}
+
+    def create(self, session_id: str, /) -> SessionLog:
+        if session_id in self._logs:
+            raise SinkError(f"session {session_id} is already there; resume it instead")
+        log = self._logs[session_id] = MemoryLog()
+        return log
+
+    def reopen(self, session_id: str, /) -> SessionLog:
+        log = self._logs.get(session_id)
+        if log is None:
+            raise SinkError(f"no session {session_id} is kept in this process's memory")
+        if log.is_open:
+            raise SinkError(f"session {session_id} is open: it has a writer already")
+        log.is_open = True
+        return log
+
+    def session_ids(self) -> list[str]:
+        return sorted(self._logs)
+
+    def close(self) -> None:
+        for log in self._logs.values():
+            log.close()

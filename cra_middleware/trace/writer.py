@@ -1,0 +1,127 @@
+"""The writing end of one session's chain.
+
+Every event is sealed and handed to the log under one lock; the head moves only after the log has kept it, so
+a sequence number is never used for an event that is not there. What cannot be kept at once (the outcome of a
+tool that has already run, or an event from a finaliser) is *owed*: it goes first into the next write, and
+while it cannot be kept, nothing else is.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from cra_middleware._clock import Clock, timestamp_text, writable_us
+from cra_middleware._ids import new_id
+from cra_middleware.errors import SinkError
+from cra_middleware.trace.event import GENESIS, EventType, Sealed, seal
+from cra_middleware.trace.sink import SessionLog
+
+
+class Entry(NamedTuple):
+    """An event that is not sealed yet."""
+
+    span_id: str
+    parent_span_id: str | None
+    event_type: EventType
+    payload: str
+    """Canonical JSON."""
+    timestamp_us: int
+
+
+class Position(NamedTuple):
+    """The end of a chain: where the next event goes."""
+
+    sequence: int = 0
+    offset: int = 0
+    head_hash: str = GENESIS
+    timestamp_us: int = 0
+
+
+class ChainWriter:
+    """Seals events and keeps them, one chain however many threads."""
+
+    def __init__(
+        self, log: SessionLog, clock: Clock, session_id: str, trace_id: str, end: Position | None = None
+    ) -> None:
+        self.session_id = session_id
+        self.trace_id = trace_id
+        self._log = log
+        self._clock = clock
+        self._end = end or Position()
+        self._last_us = self._end.timestamp_us
+        self._lock = threading.Lock()
+        self._owed: deque[Entry] = deque()
+
+    @property
+    def end(self) -> Position:
+        """Where the next event goes."""
+        return self._end
+
+    def now_us(self) -> int:
+        """The time for the next event; a clock that went back repeats the last one."""
+        us = writable_us(self._clock.wall_us())
+        if us < self._last_us:
+            return self._last_us
+        self._last_us = us
+        return us
+
+    def write(self, *entries: Entry) -> Sequence[Sealed]:
+        """Keep everything owed, then ``entries``: all of it or nothing.
+
+        Raises:
+            SinkError: when the log did not keep them; the chain is as before.
+        """
+        with self._lock:
+            batch = entries
+            if self._owed:
+                batch = (*self._owed, *entries)
+            owed = len(batch) - len(entries)
+            sequence, offset, head, _ = self._end
+            lines: list[str] = []
+            sealed: list[Sealed] = []
+            for span_id, parent, event_type, payload, us in batch:
+                event_id = new_id()
+                line, event_hash = seal(
+                    event_id,
+                    self.trace_id,
+                    span_id,
+                    parent,
+                    self.session_id,
+                    sequence,
+                    timestamp_text(us),
+                    event_type,
+                    payload,
+                    head,
+                )
+                lines.append(line)
+                sealed.append(Sealed(event_type, event_id, sequence, event_hash, head, payload, us))
+                sequence, head = sequence + 1, event_hash
+            data = "".join(lines).encode()
+            self._log.append(offset, data)
+            self._end = Position(sequence, offset + len(data), head, batch[-1].timestamp_us)
+            for _ in range(owed):
+                self._owed.popleft()
+            return sealed
+
+    def owe(self, entry: Entry) -> None:
+        """Keep ``entry`` with the next write. Takes no lock, so a finaliser may call it."""
+        self._owed.append(entry)
+
+    def settle(self) -> Sequence[Sealed]:
+        """Write what is owed now.
+
+        Raises:
+            SinkError: as ``write``.
+        """
+        return self.write() if self._owed else ()
+
+    def write_or_owe(self, entry: Entry) -> Sequence[Sealed]:
+        """Keep ``entry`` now, or owe it: for an outcome, which has happened whether or not it can be kept."""
+        try:
+            return self.write(entry)
+        except SinkError:
+            self._owed.append(entry)
+            raise
