@@ -141,6 +141,27 @@ def run_generator(flow: Flow, tool: Callable[[], Generator[object, object, T]]) 
     return _unwrap(final)
 
 
+class OpenCall:
+    """A call that may run: for frameworks that tell of a tool's start and of its end in two places."""
+
+    def __init__(self, flow: Flow) -> None:
+        """Drive ``flow`` up to the tool's run.
+
+        Raises:
+            CallRefused: when the tool must not run.
+        """
+        self._flow = flow
+        _authorise(flow)
+
+    def returned(self, value: object = None) -> None:
+        """The tool returned ``value``."""
+        _finish(self._flow, Returned(value))
+
+    def raised(self, error: BaseException) -> None:
+        """The tool raised ``error``."""
+        _finish(self._flow, Raised(error))
+
+
 AsyncStream = AsyncGenerator[object, object]
 
 

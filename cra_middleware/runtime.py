@@ -233,6 +233,11 @@ class Runtime:
                     return target.action if isinstance(target, ToolTarget) else target
         return declared or tool_name
 
+    def argument_policies(self) -> tuple[str, ...]:
+        """The policies that only a call's arguments can decide; what a tool is shown must be what they are shown."""
+        rules = (rule for action in self.resolver.actions.values() for rule in action.rules if rule.on_arguments)
+        return tuple(dict.fromkeys(rule.policy_id for rule in rules))
+
     def close(self, *, end: bool = False) -> None:
         """End the sessions this runtime opened, detach the kept ones (``end=True`` ends those too), close the sink."""
         with self._lock:

@@ -17,7 +17,7 @@ from cra_middleware.carp.messages import ContextBlockMessage, Request, Requester
 from cra_middleware.carp.policy import Facts
 from cra_middleware.carp.resolve import resolve
 from cra_middleware.errors import CallRefused, SinkError
-from cra_middleware.interceptor import Flow, arun, run
+from cra_middleware.interceptor import Flow, OpenCall, arun, run
 from cra_middleware.observer import Subject
 from cra_middleware.signatures import bind_arguments, describe
 from cra_middleware.trace.chain import Verdict, verify_lines
@@ -124,8 +124,16 @@ class Session:
         return await arun(self._calls.flow(call, body), tool)
 
     def flow(self, call: ToolCall, *, stream: bool = False) -> Flow:
-        """The bare path of one call: for streams, and for a framework that tells of a tool's start and end apart."""
+        """The bare path of one call, for the drivers of ``interceptor``."""
         return self._calls.flow(call, stream=stream)
+
+    def begin(self, call: ToolCall) -> OpenCall:
+        """Authorise a call whose start and end a framework tells of in two places.
+
+        Raises:
+            CallRefused: when the tool must not run.
+        """
+        return OpenCall(self._calls.flow(call))
 
     def reject(self, call: ToolCall, reason: str) -> CallRefused:
         """Record a call whose arguments the framework itself refused, and return the refusal.

@@ -1,0 +1,1 @@
+"""One module per agent framework; each imports its own framework, and only the public face of the core."""

@@ -1,0 +1,23 @@
+"""LangChain: govern the tools of ``create_agent``, of a LangGraph ``ToolNode``, or of your own loop.
+
+Which one to use:
+
+* ``CRAMiddleware(runtime)`` for ``langchain.agents.create_agent``. A hard gate, and the one to prefer.
+* ``govern_tools(tools, runtime)`` for tools that run anywhere else.
+* ``CRACallbackHandler(runtime)`` where only callbacks can be passed in. It stops a tool by raising, which ends
+  the whole run, and it sees the model's raw arguments; it refuses to be made where it could not enforce.
+
+The first two decide inside the tool, on the arguments its body is about to get: coercion, defaults and injected
+values have happened, and a neighbour that retries or rewrites the call meets a decision each time.
+
+Holes that remain: a tool that calls another tool's function directly is not seen (govern that function with
+``@governed``); tools a provider runs on its own servers never come by here; a middleware placed *after*
+``CRAMiddleware`` may put another tool object in place of the governed one, which is recorded as
+``ungoverned_tool`` and its result withheld, but it has run: put ``CRAMiddleware`` last.
+"""
+
+from cra_adapters.langchain.callbacks import CRACallbackHandler
+from cra_adapters.langchain.middleware import CRAMiddleware
+from cra_adapters.langchain.tools import GovernedTool, govern_tools
+
+__all__ = ["CRACallbackHandler", "CRAMiddleware", "GovernedTool", "govern_tools"]

@@ -1,0 +1,99 @@
+"""``CRACallbackHandler``: for places that only take callbacks. Read its limits before you choose it."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
+from langchain_core.tools import StructuredTool
+
+from cra_adapters.langchain.tools import FRAMEWORK, SharedSession
+from cra_middleware import CallRefused, Runtime, ToolCall
+
+
+class CRACallbackHandler(BaseCallbackHandler):
+    """Records every tool call, and stops a denied one by raising, which ends the run it is part of.
+
+    LangChain swallows what a handler raises unless ``raise_error`` is set, and never waits for an async handler
+    in a sync run. So this handler is sync, inline and raising, stays so, and cannot be made an async one. It is
+    shown the model's raw arguments, before the tool parses them and adds its defaults; where a policy looks at
+    arguments, it refuses to be made.
+    """
+
+    run_inline = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if AsyncCallbackHandler in cls.__mro__ or inspect.iscoroutinefunction(cls.on_tool_start):
+            raise TypeError("an async callback handler cannot stop a tool in a sync run; use CRAMiddleware")
+
+    def __init__(self, runtime: Runtime, actions: Mapping[str, str] | None = None) -> None:
+        """Govern with ``runtime``; outside a session, calls belong to one of its own.
+
+        Raises:
+            ValueError: when a policy has conditions on arguments.
+            RuntimeError: when this version of LangChain does not let a raising handler stop a tool.
+        """
+        policies = runtime.argument_policies()
+        if policies:
+            raise ValueError(
+                f"policies look at arguments ({', '.join(policies)}), and a callback sees them before the tool's own "
+                "parsing and defaults; use CRAMiddleware(runtime), or govern_tools(tools, runtime)"
+            )
+        self._runtime = runtime
+        self._actions = actions
+        self._sessions = SharedSession(runtime)
+        self._open: dict[UUID, Any] = {}
+        _prove_that_raising_stops_a_tool()
+
+    @property
+    def raise_error(self) -> bool:  # type: ignore[override]
+        """Always: without it LangChain logs the denial and runs the tool."""
+        return True
+
+    def on_tool_start(
+        self,
+        serialized: dict[str, Any],
+        input_str: str,
+        *,
+        run_id: UUID,
+        inputs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        name = str((serialized or {}).get("name") or kwargs.get("name") or "unnamed")
+        arguments = inputs if isinstance(inputs, dict) else {"input": input_str}
+        action = self._runtime.action_for(name, FRAMEWORK, actions=self._actions)
+        call = ToolCall.freeze(action, f"{FRAMEWORK}.{name}", arguments, tool_call_id=kwargs.get("tool_call_id"))
+        self._open[run_id] = self._sessions.get().begin(call)
+
+    def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        call = self._open.pop(run_id, None)
+        if call is not None:
+            call.returned(output)
+
+    def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        call = self._open.pop(run_id, None)
+        if call is not None:
+            call.raised(error)
+
+
+def _prove_that_raising_stops_a_tool() -> None:
+    """Try it on a tool that does nothing: a version that swallows the handler's exception must not look governed."""
+    ran: list[bool] = []
+
+    class Probe(BaseCallbackHandler):
+        raise_error = True
+        run_inline = True
+
+        def on_tool_start(self, *args: Any, **kwargs: Any) -> None:
+            raise CallRefused("probe")
+
+    probe = StructuredTool.from_function(lambda: ran.append(True), name="probe", description="does nothing")
+    with contextlib.suppress(CallRefused):
+        probe.invoke({}, config={"callbacks": [Probe()]})
+    if ran:
+        raise RuntimeError("this version of LangChain runs a tool although its callback raised; use CRAMiddleware")

@@ -1,0 +1,293 @@
+"""``CRAMiddleware``: the gate of ``langchain.agents.create_agent``."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Annotated, Any, Literal, NotRequired
+
+from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse
+from langchain.agents.middleware.types import PrivateStateAttr
+from langchain_core.messages import SystemMessage, ToolMessage
+from langchain_core.tools import BaseTool
+from langgraph.config import get_config
+from langgraph.errors import GraphBubbleUp
+from langgraph.prebuilt.tool_node import ToolCallRequest
+from langgraph.types import Command
+
+from cra_adapters.langchain.tools import FRAMEWORK, GovernedTool, body_of, declared_action, tool_name
+from cra_middleware import (
+    CallRefused,
+    ChainBroken,
+    NoActiveSession,
+    Runtime,
+    Session,
+    SinkError,
+    ToolCall,
+    current_session,
+)
+
+
+class CRAState(AgentState[Any]):
+    """The agent's state, and which session governs it: kept with the thread's checkpoints."""
+
+    cra_session_id: NotRequired[Annotated[str, PrivateStateAttr]]
+
+
+class CRAMiddleware(AgentMiddleware[CRAState, Any, Any]):
+    """Decides and records every tool call of one agent. Put it last in ``middleware=[...]``."""
+
+    state_schema = CRAState
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        actions: Mapping[str, str] | None = None,
+        session: Literal["thread", "run"] = "thread",
+        *,
+        agent_id: str = "langchain-agent",
+        goal: str = "Answer the user with the tools of this agent",
+        hide_denied: bool = True,
+        inject_context: bool = True,
+        tool_errors: Literal["message", "raise"] = "message",
+    ) -> None:
+        """Govern with ``runtime``.
+
+        Args:
+            actions: tool names to action ids, before what the Atlas maps.
+            session: ``thread`` keeps one session per thread id, over invocations, interrupts and failures, and
+                ``runtime.close()`` detaches it; ``run``, and a call without a thread id, makes one per invocation.
+                Inside ``with runtime.session(...)`` that session governs instead.
+            agent_id: how policies and the trace name this agent.
+            goal: the operator's sentence, recorded in the trace. Never a user's message.
+            hide_denied: tools that no call could be allowed to use are not shown to the model.
+            inject_context: the Atlas's documents are added to the system prompt.
+            tool_errors: whether a tool's own exception comes back to the model as an error message, or is raised.
+
+        Raises:
+            RuntimeError: when this version of LangChain lacks a hook that the gate stands on.
+            ValueError: when ``session`` is neither ``thread`` nor ``run``.
+        """
+        super().__init__()
+        if session not in ("thread", "run"):
+            raise ValueError(f"session must be 'thread' or 'run', not {session!r}")
+        _assert_seams()
+        self._runtime = runtime
+        self._actions = actions
+        self._mode = session
+        self._agent_id = agent_id
+        self._goal = goal
+        self._hide_denied = hide_denied
+        self._inject_context = inject_context
+        self._tool_errors = tool_errors
+        self._lock = threading.Lock()
+        self._threads: dict[str, str] = {}
+        self._runs: set[str] = set()
+
+    def before_agent(self, state: CRAState, runtime: Any) -> dict[str, Any] | None:
+        thread_id = get_config().get("configurable", {}).get("thread_id")
+        return {"cra_session_id": self._open(state.get("cra_session_id"), thread_id).id}
+
+    async def abefore_agent(self, state: CRAState, runtime: Any) -> dict[str, Any] | None:
+        return self.before_agent(state, runtime)
+
+    def after_agent(self, state: CRAState, runtime: Any) -> dict[str, Any] | None:
+        session_id = state.get("cra_session_id", "")
+        if session_id in self._runs:
+            self._runs.discard(session_id)
+            session = self._runtime.find(session_id)
+            if session is not None:
+                session.end()
+        return None
+
+    async def aafter_agent(self, state: CRAState, runtime: Any) -> dict[str, Any] | None:
+        return self.after_agent(state, runtime)
+
+    def wrap_tool_call(
+        self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], ToolMessage | Command[Any]]
+    ) -> ToolMessage | Command[Any]:
+        gate = _Gate(self, request)
+        try:
+            return gate.after(handler(gate.request) if gate.may_run() else gate.missing())
+        except GraphBubbleUp:
+            raise
+        except Exception as error:  # noqa: BLE001  whatever a neighbour or the tool raises ends this call only
+            return gate.failed(error)
+
+    async def awrap_tool_call(
+        self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[ToolMessage | Command[Any]]]
+    ) -> ToolMessage | Command[Any]:
+        gate = _Gate(self, request)
+        try:
+            return gate.after(await handler(gate.request) if gate.may_run() else gate.missing())
+        except GraphBubbleUp:
+            raise
+        except Exception as error:  # noqa: BLE001  as above
+            return gate.failed(error)
+
+    def wrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
+    ) -> ModelResponse[Any]:
+        return handler(self._prompt(request))
+
+    async def awrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
+    ) -> ModelResponse[Any]:
+        return await handler(self._prompt(request))
+
+    def find_session(self, state: Any) -> Session:
+        """The session that governs a call made in ``state``.
+
+        Raises:
+            CallRefused: when there is none: outside ``create_agent``, wrap the tools with ``govern_tools``.
+        """
+        session_id = state.get("cra_session_id") if isinstance(state, Mapping) else None
+        if isinstance(session_id, str):
+            try:
+                return self._runtime.find(session_id) or self._runtime.resume(
+                    session_id, keep=session_id not in self._runs
+                )
+            except (ChainBroken, SinkError) as error:
+                raise NoActiveSession(f"the session of this thread cannot go on: {error}") from error
+        current = current_session()
+        if current is None or self._runtime.find(current.id) is not current:
+            raise NoActiveSession("no session governs this call; outside create_agent, use govern_tools")
+        return current
+
+    def action_of(self, name: str, tool: BaseTool | None) -> str:
+        """The action that a tool stands for."""
+        declared = None if tool is None else declared_action(tool)
+        return self._runtime.action_for(name, FRAMEWORK, actions=self._actions, declared=declared)
+
+    @property
+    def returns_tool_errors(self) -> bool:
+        """Whether a tool's own exception comes back as a message."""
+        return self._tool_errors == "message"
+
+    def _open(self, known: str | None, thread_id: str | None) -> Session:
+        current = current_session()
+        if current is not None and self._runtime.find(current.id) is current:
+            return current
+        with self._lock:
+            if self._mode == "run" or thread_id is None:
+                session = self._runtime.session(self._agent_id, self._goal)
+                self._runs.add(session.id)
+                return session
+            known = known or self._threads.get(thread_id)
+            session_or_none = None if known is None else self._resumed(known)
+            session = session_or_none or self._runtime.session(
+                self._agent_id, self._goal, external_id=thread_id, keep=True
+            )
+            self._threads[thread_id] = session.id
+            return session
+
+    def _resumed(self, session_id: str) -> Session | None:
+        """The thread's session; None when it was ended or cannot go on, so that a new one is begun."""
+        try:
+            return self._runtime.find(session_id) or self._runtime.resume(session_id, keep=True)
+        except (ChainBroken, SinkError):
+            return None
+
+    def _prompt(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
+        resolution = self.find_session(request.state).resolution
+        if self._hide_denied:
+            lasting = {
+                item.constraint_id for item in resolution.constraints if item.type in ("require_approval", "rate_limit")
+            }
+            denied = {item.action_id for item in resolution.denied_actions if item.policy_id not in lasting}
+            shown = [
+                tool
+                for tool in request.tools
+                if not isinstance(tool, BaseTool) or self.action_of(tool.name, tool) not in denied
+            ]
+            if len(shown) != len(request.tools):
+                request = request.override(tools=shown)
+        if self._inject_context and resolution.context_blocks:
+            text = "\n\n".join(block.content for block in resolution.context_blocks)
+            request = request.override(system_message=_with_context(request.system_message, text))
+        return request
+
+
+class _Gate:
+    """One passage through the hook: puts the governed tool in place, and judges what came back."""
+
+    def __init__(self, middleware: CRAMiddleware, request: ToolCallRequest) -> None:
+        tool = request.tool.inner if isinstance(request.tool, GovernedTool) else request.tool
+        self._middleware = middleware
+        self._call = request.tool_call
+        self._tool = tool
+        self._state = request.state
+        self._action = middleware.action_of(self._call["name"], tool)
+        self._governed: GovernedTool | None = None
+        self.request = request
+        if tool is not None:
+            self._governed = GovernedTool(tool, self._action, lambda: middleware.find_session(self._state))
+            self.request = request.override(tool=self._governed)
+
+    def may_run(self) -> bool:
+        return self._governed is not None
+
+    def missing(self) -> ToolMessage:
+        """The model named a tool that is not there: decided and recorded like any other."""
+        session = self._middleware.find_session(self._state)
+
+        def no_tool() -> ToolMessage:
+            raise LookupError(f"there is no tool named {self._call['name']!r}")
+
+        return session.run(self._frozen(), no_tool)
+
+    def after(self, result: ToolMessage | Command[Any]) -> ToolMessage | Command[Any]:
+        """What the model sees: the result, when it came through a decision."""
+        if self._governed is None or self._governed.decided:
+            return result
+        session = self._middleware.find_session(self._state)
+        if isinstance(result, ToolMessage) and result.status == "error":
+            session.reject(self._frozen(), "the framework refused the arguments before the tool was reached")
+            return result
+        name = self._call["name"]
+        session.note("ungoverned_tool", f"a middleware after CRAMiddleware ran something in place of {name[:200]}")
+        return self._message(
+            f"{name} was replaced by another middleware and its result is withheld. Tell the operator."
+        )
+
+    def failed(self, error: Exception) -> ToolMessage:
+        """A refusal or a failure, as a message; a tool's own exception is raised where that was asked for."""
+        if isinstance(error, CallRefused):
+            return self._message(str(error))
+        if self._governed is not None and not self._governed.decided:
+            session = self._middleware.find_session(self._state)
+            refusal = session.reject(self._frozen(), f"the arguments could not be parsed ({type(error).__name__})")
+            return self._message(str(refusal))
+        if not self._middleware.returns_tool_errors:
+            raise error
+        return self._message(f"{self._call['name']} failed: {type(error).__name__}: {str(error)[:500]}")
+
+    def _frozen(self) -> ToolCall:
+        body = None if self._tool is None else body_of(self._tool, is_async=False)
+        name = f"{FRAMEWORK}.{self._call['name']}" if self._tool is None else tool_name(self._tool, body)
+        return ToolCall.freeze(self._action, name, self._call["args"], tool_call_id=self._call["id"])
+
+    def _message(self, text: str) -> ToolMessage:
+        return ToolMessage(text, name=self._call["name"], tool_call_id=self._call["id"] or "", status="error")
+
+
+def _with_context(message: SystemMessage | None, text: str) -> SystemMessage:
+    if message is None:
+        return SystemMessage(text)
+    if isinstance(message.content, str):
+        return message.model_copy(update={"content": f"{message.content}\n\n{text}"})
+    return message.model_copy(update={"content": [*message.content, {"type": "text", "text": text}]})
+
+
+def _assert_seams() -> None:
+    """The hooks that the gate stands on; a version without one must not look governed."""
+    wanted = {
+        AgentMiddleware: ("wrap_tool_call", "awrap_tool_call", "wrap_model_call", "before_agent", "after_agent"),
+        ToolCallRequest: ("override",),
+        BaseTool: ("_to_args_and_kwargs", "_filter_injected_args", "run", "arun"),
+    }
+    missing = [
+        f"{owner.__name__}.{name}" for owner, names in wanted.items() for name in names if not hasattr(owner, name)
+    ]
+    if missing:
+        raise RuntimeError(f"this version of LangChain has no {', '.join(missing)}; CRAMiddleware cannot gate with it")

@@ -1,0 +1,239 @@
+"""A governed ``BaseTool``: the decision is made inside it, on the arguments that its body is about to get."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any, get_type_hints
+
+from langchain.tools import ToolRuntime
+from langchain_core.messages import ToolMessage
+from langchain_core.runnables import RunnableConfig
+from langchain_core.tools import BaseTool
+from pydantic import ConfigDict, PrivateAttr
+
+from cra_middleware import CallRefused, NoActiveSession, Runtime, Session, ToolCall, current_session
+
+FRAMEWORK = "langchain"
+_NOT_ARGUMENTS = ("config", "run_manager", "callbacks")
+_call_id: ContextVar[str | None] = ContextVar("cra_langchain_call_id", default=None)
+
+
+class GovernedTool(BaseTool):
+    """Stands where ``inner`` stood: parses as it does, decides on what its body gets, then runs that body."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+    inner: BaseTool
+    _action: str = PrivateAttr()
+    _find_session: Callable[[], Session] = PrivateAttr()
+    _decided: bool = PrivateAttr(default=False)
+
+    def __init__(self, inner: BaseTool, action: str, find_session: Callable[[], Session]) -> None:
+        for method in ("run", "arun", "invoke"):
+            owner = next(cls for cls in type(inner).__mro__ if method in vars(cls))
+            if not owner.__module__.startswith("langchain_core."):
+                raise TypeError(
+                    f"{type(inner).__name__} has a {method}() of its own and cannot be governed from inside"
+                )
+        super().__init__(
+            inner=inner,
+            name=inner.name,
+            description=inner.description,
+            args_schema=inner.args_schema or inner.get_input_schema(),
+            return_direct=inner.return_direct,
+            response_format=inner.response_format,
+            handle_tool_error=inner.handle_tool_error,
+            handle_validation_error=inner.handle_validation_error,
+            metadata=inner.metadata,
+            tags=inner.tags,
+            callbacks=inner.callbacks,
+        )
+        self._action = action
+        self._find_session = find_session
+
+    @property
+    def decided(self) -> bool:
+        """Whether a decision was made since this object was made: the framework may have refused the call before."""
+        return self._decided
+
+    @property
+    def func(self) -> Callable[..., Any] | None:
+        """The inner function, governed; frameworks read its annotations."""
+        return self._governed(getattr(self.inner, "func", None))
+
+    @property
+    def coroutine(self) -> Callable[..., Awaitable[Any]] | None:
+        """The inner coroutine function, governed."""
+        return self._governed(getattr(self.inner, "coroutine", None))
+
+    def run(self, tool_input: Any, *args: Any, tool_call_id: str | None = None, **kwargs: Any) -> Any:
+        token = _call_id.set(tool_call_id)
+        try:
+            return super().run(tool_input, *args, tool_call_id=tool_call_id, **kwargs)
+        finally:
+            _call_id.reset(token)
+
+    async def arun(self, tool_input: Any, *args: Any, tool_call_id: str | None = None, **kwargs: Any) -> Any:
+        token = _call_id.set(tool_call_id)
+        try:
+            return await super().arun(tool_input, *args, tool_call_id=tool_call_id, **kwargs)
+        finally:
+            _call_id.reset(token)
+
+    def _run(self, *args: Any, config: RunnableConfig, run_manager: Any = None, **kwargs: Any) -> Any:
+        run, body = self.inner._run, body_of(self.inner, is_async=False)
+        given = _accepted(self.inner, run, kwargs, config, run_manager)
+        try:
+            session, call = self._prepare(body, args, kwargs)
+            return session.run(call, lambda: run(*args, **given), body)
+        except CallRefused as refusal:
+            return self._refused(refusal)
+
+    async def _arun(self, *args: Any, config: RunnableConfig, run_manager: Any = None, **kwargs: Any) -> Any:
+        run, body = self.inner._arun, body_of(self.inner, is_async=True)
+        given = _accepted(self.inner, run, kwargs, config, run_manager)
+        try:
+            session, call = self._prepare(body, args, kwargs)
+            return await session.arun(call, lambda: run(*args, **given), body)
+        except CallRefused as refusal:
+            return self._refused(refusal)
+
+    def _to_args_and_kwargs(self, tool_input: Any, tool_call_id: str | None) -> Any:
+        return self.inner._to_args_and_kwargs(tool_input, tool_call_id)
+
+    def _filter_injected_args(self, tool_input: dict[str, Any]) -> dict[str, Any]:
+        return self.inner._filter_injected_args(tool_input)
+
+    def _prepare(self, body: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Session, ToolCall]:
+        arguments = _body_arguments(self.inner, body, args, kwargs)
+        self._decided = True
+        call = ToolCall.freeze(self._action, tool_name(self.inner, body), arguments, tool_call_id=_call_id.get())
+        return self._find_session(), call
+
+    def _refused(self, refusal: CallRefused) -> Any:
+        """For a model an error message; for Python code that calls the tool without a call id, the exception."""
+        call_id = _call_id.get()
+        if call_id is None:
+            raise refusal
+        message = ToolMessage(str(refusal), name=self.name, tool_call_id=call_id, status="error")
+        return (message, None) if self.response_format == "content_and_artifact" else message
+
+    def _governed(self, fn: Callable[..., Any] | None) -> Callable[..., Any] | None:
+        if fn is None:
+            return None
+
+        def direct(*args: Any, **kwargs: Any) -> Any:
+            session = self._find_session()
+            return (session.acall if inspect.iscoroutinefunction(fn) else session.call)(
+                self._action, fn, *args, **kwargs
+            )
+
+        direct.__wrapped__ = fn  # type: ignore[attr-defined]
+        direct.__annotations__ = getattr(fn, "__annotations__", {})
+        return direct
+
+
+def govern_tools(
+    tools: Sequence[BaseTool], runtime: Runtime | None = None, actions: Mapping[str, str] | None = None
+) -> list[BaseTool]:
+    """The same tools, governed wherever they run.
+
+    Args:
+        tools: any ``BaseTool``s.
+        runtime: calls outside a session get one of this runtime, ended by ``runtime.close()``. Without it, the
+            session that is current at the call decides, and a call outside any is refused.
+        actions: tool names to action ids, before what the Atlas maps.
+    """
+    sessions = SharedSession(runtime)
+
+    def wrap(tool: BaseTool) -> BaseTool:
+        if isinstance(tool, GovernedTool):
+            return tool
+        declared = declared_action(tool)
+        mapped = (actions or {}).get(tool.name, declared or tool.name)
+        action = (
+            mapped if runtime is None else runtime.action_for(tool.name, FRAMEWORK, actions=actions, declared=declared)
+        )
+        return GovernedTool(tool, action, sessions.get)
+
+    return [wrap(tool) for tool in tools]
+
+
+class SharedSession:
+    """The current session, or one that all calls outside a session share."""
+
+    def __init__(self, runtime: Runtime | None) -> None:
+        self._runtime = runtime
+        self._session: Session | None = None
+        self._lock = threading.Lock()
+
+    def get(self) -> Session:
+        current = current_session()
+        if current is not None and (self._runtime is None or self._runtime.find(current.id) is current):
+            return current
+        if self._runtime is None:
+            raise NoActiveSession("no session is active; open one: with runtime.session(...):, or pass a runtime")
+        with self._lock:
+            if self._session is None or not self._session.is_open:
+                self._session = self._runtime.session("langchain-agent", "Calls of governed tools outside a session")
+            return self._session
+
+
+def declared_action(tool: BaseTool) -> str | None:
+    """The action that an in-process tool names itself, in its metadata or by ``@governed``."""
+    named = (tool.metadata or {}).get("cra_action")
+    for is_async in (False, True):
+        named = named or getattr(body_of(tool, is_async=is_async), "cra_action", None)
+    return named if isinstance(named, str) else None
+
+
+def body_of(tool: BaseTool, *, is_async: bool) -> Any:
+    """The function that a tool will run."""
+    own = getattr(tool, "coroutine", None) if is_async else None
+    own = own or getattr(tool, "func", None) or getattr(tool, "coroutine", None)
+    return (
+        own
+        if own is not None
+        else (type(tool)._arun if is_async and type(tool)._arun is not BaseTool._arun else type(tool)._run)
+    )
+
+
+def tool_name(tool: BaseTool, body: Any) -> str:
+    name = f"{getattr(body, '__module__', FRAMEWORK)}.{getattr(body, '__qualname__', type(tool).__qualname__)}"
+    return name if name.endswith(f".{tool.name}") else f"{name}/{tool.name}"
+
+
+def _body_arguments(tool: BaseTool, body: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What the body receives from the model: by name, with its defaults, without what the framework injects."""
+    given = {**dict(zip(tool.args, args, strict=False)), **kwargs}
+    for parameter in inspect.signature(body).parameters.values():
+        if parameter.default is not parameter.empty:
+            given.setdefault(parameter.name, parameter.default)
+    injected = {*_NOT_ARGUMENTS, _config_name(body)}
+    kept = tool._filter_injected_args(given)
+    return {key: value for key, value in kept.items() if key not in injected and not isinstance(value, ToolRuntime)}
+
+
+def _accepted(
+    tool: BaseTool, run: Callable[..., Any], kwargs: dict[str, Any], config: RunnableConfig, run_manager: Any
+) -> dict[str, Any]:
+    """The arguments for the inner tool's own ``_run`` or ``_arun``: config and run manager where it takes them."""
+    shape = tool._run if type(tool)._arun is BaseTool._arun else run  # BaseTool._arun hands all it gets to _run
+    accepted = dict(kwargs)
+    if "run_manager" in inspect.signature(shape).parameters:
+        accepted["run_manager"] = run_manager
+    name = _config_name(shape)
+    if name is not None:
+        accepted[name] = config
+    return accepted
+
+
+def _config_name(fn: Callable[..., Any]) -> str | None:
+    """The parameter through which a function takes the ``RunnableConfig``; LangChain goes by its type."""
+    try:
+        hints = get_type_hints(fn)
+    except (NameError, TypeError):  # an annotation that cannot be resolved here: LangChain then injects nothing
+        return None
+    return next((name for name, hint in hints.items() if hint is RunnableConfig), None)
