@@ -272,6 +272,7 @@ class Runtime:
     ) -> Session:
         if not 0 < len(goal) <= 10_000:
             raise ValueError("goal must have 1 to 10,000 characters")
+        _check_text("goal", goal)
         log = self._sink.create(session_id)
         try:
             identity = Identity(session_id, new_id(), new_id(), goal, facts)
@@ -337,6 +338,7 @@ def _facts(
         raise ValueError(f"risk_tier must be one of {', '.join(RISK_TIERS)}, not {risk_tier!r}")
     if not isinstance(agent_id, str) or not 0 < len(agent_id) <= 255:
         raise ValueError("agent_id must have 1 to 255 characters")
+    _check_text("agent_id", agent_id)
     names = None if atlas_ids is None else tuple(atlas_ids)
     if parent is None:
         return Facts(agent_id, risk_tier, dict(context), session_id, names)
@@ -346,6 +348,11 @@ def _facts(
         raise ValueError(f"a nested session may add facts, not change its parent's: {', '.join(sorted(changed))}")
     tier = max(risk_tier, above.risk_tier, key=RANK.__getitem__)
     return Facts(agent_id, tier, {**above.context, **context}, above.root_session_id, names or above.atlas_ids)
+
+
+def _check_text(name: str, text: str) -> None:
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError(f"{name} holds a lone surrogate, which no message can carry")
 
 
 def _identity_of(found: Reopened, context: Mapping[str, object] | None) -> Identity:
