@@ -1,0 +1,74 @@
+"""The command line ``cra``: it reads, asks the decider or the verifier, and prints. It decides nothing."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+from cra_middleware.cli import atlas, trace
+from cra_middleware.cli.check import check
+from cra_middleware.cli.output import complain
+
+app = typer.Typer(
+    name="cra",
+    add_completion=False,
+    rich_markup_mode=None,  # plain help: the same in a pipe, and nothing in it is taken for markup
+    pretty_exceptions_enable=False,
+)
+app.add_typer(atlas.app, name="atlas")
+app.command("check")(check)
+app.add_typer(trace.app, name="trace")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from cra_middleware import __version__
+
+        print(f"cra-middleware {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def start(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """CRA Middleware: see what an Atlas allows, why a call is decided as it is, and whether a trace is whole.
+
+    \b
+    cra atlas validate atlases/support          find every mistake in an Atlas
+    cra check atlases/support refund.create     decide one call, and say why
+    cra trace verify traces/                    recompute the hash chains
+    cra trace show FILE                         read what happened
+
+    Every command takes --format json.
+    """
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def main() -> None:
+    """The console script."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `cra ... | head` ends quietly, as other programs do
+    for name in ("stdin", "stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the caller
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115  for good
+        elif name != "stdin" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 still shows everything
+    try:
+        try:
+            app(prog_name="cra")
+        finally:
+            sys.stdout.flush()
+    except OSError as error:  # what is read is caught where it is read, so this was the output
+        complain(f"the output cannot be written: {error.strerror or error}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would try again while it shuts down
+        sys.exit(1)
