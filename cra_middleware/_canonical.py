@@ -19,7 +19,7 @@ for a list. Canonical bytes are raw UTF-8, keys in code-point order, no white sp
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -38,8 +38,10 @@ MAX_DEPTH = 250
 _SORTED = orjson.OPT_SORT_KEYS
 _STRICT = _SORTED | orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 # What the bytes of an unsafe value can hold: a tag, an escape, NaN or infinity (printed as null), an
-# exponent, a long integer, a tiny float, a negative zero. Where none occurs, the bytes are canonical.
+# exponent, a long integer, a tiny float, a negative zero. Where none occurs and the value is made of plain
+# types only, the bytes are canonical.
 _SUSPECT = re.compile(rb"cra:|\\|null|[0-9]e|[0-9]{16}|0\.0000|-0\.0").search
+_SCALARS = frozenset((str, int, float, bool, type(None)))
 _BAD_KEY = re.compile(r'["\\\x00-\x1f\ud800-\udfff]').search
 
 
@@ -52,16 +54,45 @@ def canonical(value: object) -> bytes:
 
     Raises:
         UnrepresentableError: when a key is no string or holds a quote, backslash, control character or
-            surrogate, when keys collide, or when nesting is deeper than ``MAX_DEPTH`` (or circular).
+            surrogate, when keys collide, when nesting is deeper than ``MAX_DEPTH`` (or circular), or when the
+            value's own code fails.
     """
     try:
-        text = orjson.dumps(value, option=_STRICT)
-    except TypeError:  # orjson's own error; the walk below knows what to do with the value
-        pass
+        try:
+            text = orjson.dumps(value, option=_STRICT)
+        except TypeError:  # orjson's own error; the walk below knows what to do with the value
+            pass
+        else:
+            if _SUSPECT(text) is None and _is_plain(value, MAX_DEPTH):
+                return text
+        return orjson.dumps(normalise(value), option=_SORTED)
+    except UnrepresentableError:
+        raise
+    except RecursionError:
+        raise UnrepresentableError("nested too deeply for the stack, or circular") from None
+    except Exception as error:  # noqa: BLE001  a value's own code (a property, a mapping's items) may raise anything
+        raise UnrepresentableError(f"a value's own code raised {type(error).__name__}") from None
+
+
+def _is_plain(value: object, levels: int) -> bool:
+    """Whether ``value`` is made of JSON's own types, at most ``levels`` deep.
+
+    orjson alone goes a little deeper than ``normalise``, and prints an ``orjson.Fragment`` as it is, new lines
+    and all.
+    """
+    kind = type(value)
+    if kind in _SCALARS:
+        return True
+    items: Iterable[object]
+    if kind is dict:
+        items = value.values()  # type: ignore[attr-defined]
+    elif kind is list or kind is tuple:
+        items = value  # type: ignore[assignment]
     else:
-        if _SUSPECT(text) is None:
-            return text
-    return orjson.dumps(normalise(value), option=_SORTED)
+        return False
+    if _SCALARS.issuperset(map(type, items)):
+        return levels > 0 or not value
+    return levels > 0 and all(_is_plain(item, levels - 1) for item in items)
 
 
 def digest(text: bytes) -> str:
@@ -99,11 +130,11 @@ def normalise(value: object, depth: int = 0) -> object:
     if isinstance(value, Mapping):
         return _mapping(value, depth)
     if isinstance(value, UUID):
-        return str(value)
+        return UUID.__str__(value)
     if isinstance(value, (list, tuple)):
         return [normalise(item, depth + 1) for item in value]
     if isinstance(value, BaseModel):
-        return _mapping(dict(value), depth)
+        return _mapping(dict(BaseModel.__iter__(value)), depth)  # a RootModel often iterates over its items
     if is_dataclass(value) and not isinstance(value, type):
         return _mapping({field.name: getattr(value, field.name) for field in fields(value)}, depth)
     if isinstance(value, (set, frozenset)):
@@ -122,8 +153,8 @@ _TAGGED: tuple[tuple[str, tuple[type, ...], Callable[..., str]], ...] = (
     ("datetime", (datetime,), datetime.isoformat),
     ("date", (date,), date.isoformat),
     ("time", (time,), time.isoformat),
-    ("timedelta", (timedelta,), lambda value: repr(value.total_seconds())),
-    ("decimal", (Decimal,), str),
+    ("timedelta", (timedelta,), timedelta.__str__),
+    ("decimal", (Decimal,), Decimal.__str__),
     ("path", (PurePath,), lambda value: str(_text(str(value)))),
 )
 
@@ -139,7 +170,8 @@ def _text(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        return "cra:text:" + text.encode("ascii", "backslashreplace").decode()
+        # a backslash of the text's own is doubled, so that it cannot stand for a character that is not there
+        return "cra:text:" + text.replace("\\", "\\\\").encode("ascii", "backslashreplace").decode()
     return f"cra:str:{text}" if text.startswith("cra:") else text
 
 

@@ -5,8 +5,8 @@ E002 path           a path that leaves the Atlas's folder, or is no plain file
 E003 missing_file   a context file that is not there
 E004 shape          a key is missing, unknown, or of the wrong type or form
 E005 duplicate_id   two entries share an id
-E006 dangling       a capability or block names something that does not exist
-E007 json_schema    not a valid JSON Schema, a reference outside itself, or an unknown keyword in a condition
+E006 dangling       a capability, block, tool map or condition names something that does not exist
+E007 json_schema    not a valid JSON Schema, a reference outside itself, or a keyword that a condition cannot enforce
 E008 parameters     a policy's ``parameters`` lack a key, have an unknown one, or a value of the wrong kind
 E009 dependency     a required Atlas is missing or has a version outside the range
 E010 unsupported    valid Atlas/1.0 that this version would not enforce, so it refuses it
@@ -26,12 +26,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 from pydantic_core import ErrorDetails
 
 from cra_middleware.atlas.globs import any_glob, glob
 from cra_middleware.atlas.manifest import Action, Conditions, Manifest, Policy
-from cra_middleware.atlas.schemas import named_arguments, schema_problem, unknown_keywords
+from cra_middleware.atlas.schemas import condition_problems, named_arguments, schema_problem, unknown_keywords
 
 Severity = Literal["error", "warning", "info"]
 RESTRICTIVE = ("deny", "require_approval", "rate_limit", "budget")
@@ -90,10 +90,23 @@ def finding(code: str, place: Place, message: str, hint: str = "") -> Finding:
     return Finding(code, severity, place.pointer, place.file, message, hint)
 
 
-def shape_findings(error: ValidationError, origins: Origins) -> Iterator[Finding]:
-    """What pydantic found, as findings that never quote a value."""
+def shape_findings(error: ValidationError, raw: JsonValue, origins: Origins) -> Iterator[Finding]:
+    """What pydantic found in ``raw``, as findings that never quote a value."""
     for detail in error.errors(include_url=False, include_context=True, include_input=False):
-        yield _shape(detail, origins.at(*detail["loc"]), "E004")
+        yield _shape(detail, origins.at(*_path(detail, raw)), "E004")
+
+
+def _path(detail: ErrorDetails, raw: JsonValue) -> Iterator[str | int]:
+    """The keys that lead to the fault: pydantic also names the branches of a union, which no file has."""
+    here = raw
+    for part in detail["loc"]:
+        if isinstance(here, dict) and part in here:
+            here = here[str(part)]
+        elif isinstance(here, list) and isinstance(part, int) and part < len(here):
+            here = here[part]
+        elif detail["type"] != "missing" or part != detail["loc"][-1]:
+            continue
+        yield part
 
 
 def _shape(detail: ErrorDetails, place: Place, code: str) -> Finding:
@@ -201,6 +214,7 @@ def _ids(manifest: Manifest, origins: Origins) -> Iterator[Finding]:
         ("context_packs", "pack_id", (entry.pack_id for entry in manifest.context_packs)),
         ("context_blocks", "context_id", (entry.context_id for entry in manifest.context_blocks)),
     )
+    packs = {pack.pack_id for pack in manifest.context_packs}
     for key, field, ids in lists:
         seen: set[str] = set()
         for index, name in enumerate(ids):
@@ -212,6 +226,8 @@ def _ids(manifest: Manifest, origins: Origins) -> Iterator[Finding]:
                 yield finding(
                     "W002", place, f"{name!r} has _ or - in it", "other implementations read only a-z, 0-9 and dots"
                 )
+            if field == "context_id" and name in packs:
+                yield finding("E005", place, f"{name!r} is a context pack too", "give each its own")
             if field == "policy_id" and (name == "default" or name.startswith("action:")):
                 yield finding("E004", place, f"policy_id {name!r} is reserved", "choose another")
 
@@ -234,6 +250,12 @@ def _references(manifest: Manifest, origins: Origins) -> Iterator[Finding]:
             if name not in blocks and name not in packs:
                 place = origins.at("context_blocks", index, "also_inject", position)
                 yield finding("E006", place, f"{name!r} does not exist", "name a context block or pack")
+    capabilities = {capability.capability_id for capability in manifest.capabilities}
+    for index, policy in enumerate(manifest.policies):
+        for position, name in enumerate(policy.conditions.capabilities or ()):
+            if name not in capabilities:
+                place = origins.at("policies", index, "conditions", "capabilities", position)
+                yield finding("E006", place, f"capability {name!r} does not exist", "the policy would never apply")
     for name, adapter in manifest.adapters.items():
         for tool, target in adapter.tools.items():
             action = target if isinstance(target, str) else target.action
@@ -250,9 +272,8 @@ def _action(action: Action, index: int, origins: Origins) -> Iterator[Finding]:
             continue
         problem = schema_problem(schema)
         if problem is not None:
-            yield finding(
-                "E007", origins.at("actions", index, key), problem, "see https://json-schema.org/draft/2020-12"
-            )
+            place = origins.at("actions", index, key, *problem.at)
+            yield finding("E007", place, problem.message, "see https://json-schema.org/draft/2020-12")
         for pointer in unknown_keywords(schema):
             place = origins.at("actions", index, key, *pointer)
             yield finding("W006", place, f"unknown JSON-Schema keyword {pointer[-1]!r}", "it checks nothing")
@@ -274,22 +295,22 @@ def _policy(policy: Policy, index: int, manifest: Manifest, origins: Origins) ->
             yield finding("W004", origins.at(*at), message, "an approval grants nothing by itself; add an allow policy")
     if policy.type in RESTRICTIVE and policy.conditions.parameters is not None:
         for action in matching:
-            typed = _typed(action)
+            untyped = _untyped(action)
             for name in sorted(named_arguments(policy.conditions.parameters)):
-                if name in (action.parameters_schema or {}).get("properties", {}) and name not in typed:  # type: ignore[operator]
+                if name in untyped:
                     place = origins.at(*at, "conditions", "parameters")
                     message = f"{action.action_id} does not type its argument {name!r}"
                     yield finding("W007", place, message, "give it a type in the action's parameters_schema")
 
 
-def _typed(action: Action) -> set[str]:
+def _untyped(action: Action) -> set[str]:
     properties = (action.parameters_schema or {}).get("properties")
     if not isinstance(properties, dict):
         return set()
     return {
         name
         for name, schema in properties.items()
-        if isinstance(schema, dict) and {"type", "enum", "const", "$ref"} & schema.keys()
+        if not isinstance(schema, dict) or not {"type", "enum", "const", "$ref"} & schema.keys()
     }
 
 
@@ -299,12 +320,11 @@ def _conditions(conditions: Conditions, at: tuple[str | int, ...], origins: Orig
         place = origins.at(*at, "parameters")
         problem = schema_problem(schema)
         if problem is not None:
-            yield finding("E007", place, problem, "a condition that cannot be compiled must never load")
-        for pointer in unknown_keywords(schema):
-            deep = origins.at(*at, "parameters", *pointer)
-            yield finding(
-                "E007", deep, f"unknown JSON-Schema keyword {pointer[-1]!r}", "correct it: it would restrict nothing"
-            )
+            where = origins.at(*at, "parameters", *problem.at)
+            yield finding("E007", where, problem.message, "a condition that cannot be compiled must never load")
+        for unenforced in condition_problems(schema):
+            where = origins.at(*at, "parameters", *unenforced.at)
+            yield finding("E007", where, unenforced.message, "correct it: it would restrict nothing")
         if not named_arguments(schema):
             yield finding("E007", place, "names no argument", "put the arguments under properties or required")
     if conditions.time_window is not None:

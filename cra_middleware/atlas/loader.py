@@ -8,6 +8,7 @@ files the context packs name.
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,12 +16,13 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import JsonValue, ValidationError
 
-from cra_middleware._canonical import canonical, digest
+from cra_middleware._canonical import digest
 from cra_middleware.atlas.findings import Finding, Origins, Place, check, finding, shape_findings
 from cra_middleware.atlas.manifest import Manifest
 from cra_middleware.errors import AtlasError
 
 MAX_FILE_BYTES = 16 * 1024 * 1024
+MANIFEST = "atlas.json"
 _MERGED = ("actions", "policies")
 
 
@@ -63,32 +65,45 @@ class Atlas:
     def policy_digest(self) -> str:
         """SHA-256 of everything a decision depends on: actions, capabilities and policies, as read."""
         keys = {"atlas_id", "version", "actions", "capabilities", "policies"}
-        return digest(canonical(self.manifest.model_dump(mode="json", include=keys)))
+        read = self.manifest.model_dump(mode="json", include=keys)
+        # not canonical(): the keys of a schema may be regular expressions, which the safe profile has no text for
+        return digest(json.dumps(read, sort_keys=True, separators=(",", ":")).encode())
 
 
 def inspect(path: Path) -> tuple[Atlas | None, tuple[Finding, ...]]:
-    """The Atlas at ``path`` (None when it has errors) and every finding about it."""
-    file = path / "atlas.json" if path.is_dir() else path
-    if path.is_dir() and not file.is_file():
-        hint = (
-            "this version reads JSON, not YAML"
-            if (path / "atlas.yaml").exists()
-            else "an Atlas is a folder with atlas.json, or such a file"
-        )
-        return None, (finding("E001", Place(str(path), ""), "there is no atlas.json in this folder", hint),)
+    """The Atlas at ``path`` (None when it has errors) and every finding about it.
+
+    A file that is called ``atlas.json`` stands for its folder: the policies beside it count too.
+    """
     findings: list[Finding] = []
+    try:
+        is_folder = path.is_dir()
+        file = path / MANIFEST if is_folder else path
+        root = file.parent.resolve()
+        if is_folder and not file.exists():
+            return None, (_no_manifest(path),)
+        problem = path_problem(root, MANIFEST) if is_folder else None
+    except (OSError, ValueError, RuntimeError) as error:
+        return None, (finding("E001", Place(str(path), ""), f"cannot be read ({type(error).__name__})"),)
+    if problem is not None:
+        return None, (finding("E002", Place(MANIFEST, ""), problem, "put the file itself into the folder"),)
     raw = _read_json(file, file.name, findings)
     if raw is None:
         return None, tuple(findings)
     if not isinstance(raw, dict):
         return None, (finding("E004", Place(file.name, ""), "the manifest must be a JSON object"),)
     origins = Origins(file.name)
-    root = file.parent.resolve()
-    if path.is_dir():
+    if file.name == MANIFEST:
         for key in _MERGED:
             _merge(raw, key, root, origins, findings)
     atlas, more = _build(raw, origins, file.name, root)
     return (None if findings else atlas), (*findings, *more)
+
+
+def _no_manifest(folder: Path) -> Finding:
+    yaml = (folder / "atlas.yaml").exists() or (folder / "atlas.yml").exists()
+    hint = "this version reads JSON, not YAML" if yaml else "an Atlas is a folder with atlas.json, or such a file"
+    return finding("E001", Place(str(folder), ""), "there is no atlas.json in this folder", hint)
 
 
 def _build(
@@ -97,7 +112,7 @@ def _build(
     try:
         manifest = Manifest.model_validate(raw)
     except ValidationError as error:
-        return None, tuple(shape_findings(error, origins))
+        return None, tuple(shape_findings(error, raw, origins))
     findings = list(check(manifest, origins))
     documents = dict(_documents(manifest, origins, root, findings))
     if any(item.severity == "error" for item in findings):
@@ -133,11 +148,14 @@ def path_problem(root: Path, name: str) -> str | None:
     """Why ``name`` may not be opened below ``root``, or None. Links are followed first, then judged."""
     if not name or "\0" in name or PurePosixPath(name).is_absolute() or "\\" in name:
         return "not a relative path"
-    target = (root / name).resolve()
-    if not target.is_relative_to(root):
-        return "the path leaves the Atlas's folder"
-    if target.exists() and not target.is_file():
-        return "not a plain file"
+    try:
+        target = (root / name).resolve()
+        if not target.is_relative_to(root):
+            return "the path leaves the Atlas's folder"
+        if target.exists() and not target.is_file():
+            return "not a plain file"
+    except (OSError, RuntimeError):  # a name that is too long, a link to itself
+        return "not a path that can be followed"
     return None
 
 
@@ -172,16 +190,18 @@ def _merge(raw: dict[str, JsonValue], key: str, root: Path, origins: Origins, fi
 
 def _read_text(file: Path, place: Place, findings: list[Finding]) -> str | None:
     try:
+        if not stat.S_ISREG(file.stat().st_mode):  # a pipe would block, a device never end
+            findings.append(finding("E001", place, "not a plain file", "name a file"))
+            return None
         if file.stat().st_size > MAX_FILE_BYTES:
             findings.append(finding("E001", place, f"larger than {MAX_FILE_BYTES} bytes", "split it"))
             return None
         return file.read_bytes().decode("utf-8")
-    except OSError as error:
-        findings.append(
-            finding("E001", place, f"cannot be read: {error.strerror}", f"is {file.name} there, and readable?")
-        )
     except UnicodeDecodeError as error:
         findings.append(finding("E001", place, f"not UTF-8 at byte {error.start}", "save it as UTF-8"))
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        why = error.strerror if isinstance(error, OSError) else "no path at all"
+        findings.append(finding("E001", place, f"cannot be read: {why}", "is the file there, and readable?"))
     return None
 
 
@@ -202,6 +222,8 @@ def _read_json(file: Path, name: str, findings: list[Finding]) -> JsonValue:
         findings.append(finding("E001", place, str(error)))
     except RecursionError:
         findings.append(finding("E001", place, "nested too deeply"))
+    except ValueError:  # CPython refuses to read an integer of more than 4,300 digits
+        findings.append(finding("E001", place, "holds a number that is too long to read"))
     else:
         if value is None:
             findings.append(finding("E004", place, "null is no entry"))

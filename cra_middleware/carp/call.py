@@ -108,7 +108,7 @@ class ToolCall(NamedTuple):
                     break
             elif kind is not bool and value is not None:
                 break
-            if not (key.isidentifier() and key.isascii()):
+            if not (type(key) is str and key.isidentifier() and key.isascii()):
                 break
         else:  # plain scalars, which nobody can change: the bytes are canonical as they come
             plain = dict(arguments)
@@ -119,10 +119,9 @@ class ToolCall(NamedTuple):
         try:
             text = canonical(arguments)
             view = {key: decision_view(value) for key, value in arguments.items()}
-        except (UnrepresentableError, RecursionError) as error:
-            problem = str(error) if isinstance(error, UnrepresentableError) else "nested too deeply, or circular"
+        except Exception as error:  # noqa: BLE001  a hostile value may raise anything when it is looked at
             return cls(
-                action_id, tool_name, {}, UNWRITABLE, digest(UNWRITABLE), None, problem, tool_call_id, agent_name
+                action_id, tool_name, {}, UNWRITABLE, digest(UNWRITABLE), None, _why(error), tool_call_id, agent_name
             )
         return cls(action_id, tool_name, view, text, digest(text), arguments, None, tool_call_id, agent_name)
 
@@ -132,19 +131,33 @@ class ToolCall(NamedTuple):
             return False
         try:
             return canonical(self.live) != self.text
-        except UnrepresentableError:
+        except Exception:  # noqa: BLE001  what can no longer be read is not what was decided
             return True
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, UnrepresentableError):
+        return str(error)
+    if isinstance(error, RecursionError):
+        return "nested too deeply, or circular"
+    return f"reading them raised {type(error).__name__}"
 
 
 def decision_view(value: object) -> object:
     """A copy for conditions to look at: containers copied, models and dataclasses as their fields,
-    times, paths and UUIDs as their text, the rest as it is."""
+    times, paths and UUIDs as their text, kinds of text and number as plain ones, the rest as it is."""
     if isinstance(value, Enum):
         return decision_view(value.value)
     if isinstance(value, (UUID, PurePath)):
         return str(value)
     if isinstance(value, (date, time)):  # a schema generated from such a parameter says "string"
         return value.isoformat()
+    if isinstance(value, str):  # a schema validator knows the plain types only
+        return str.__str__(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int.__index__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
     if isinstance(value, Mapping):
         return {key: decision_view(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):

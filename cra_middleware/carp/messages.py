@@ -79,7 +79,9 @@ class Request(_Message):
         task = body.get("task")
         if isinstance(task, dict) and "requested_capabilities" in task:
             task = dict(task)
-            task.setdefault("required_capabilities", task.pop("requested_capabilities"))
+            older = task.pop("requested_capabilities")
+            if task.setdefault("required_capabilities", older) != older:
+                raise ValueError("required_capabilities is given twice, under two names")
             body["task"] = task
         return body
 

@@ -20,7 +20,7 @@ from cra_middleware.atlas.manifest import (
     RiskTier,
     Scope,
 )
-from cra_middleware.atlas.schemas import compile_schema
+from cra_middleware.atlas.schemas import compile_schema, named_arguments
 from cra_middleware.carp.matchers import Arguments, parameters_matcher
 from cra_middleware.carp.quota import Limit
 
@@ -222,8 +222,7 @@ def compile_conditions(conditions: Conditions, action: Action | None, capabiliti
     if conditions.context_matches is not None:
         result.append(Condition("context_matches", _context(conditions.context_matches)))
     if conditions.parameters is not None:
-        properties = (action.parameters_schema or {}).get("properties") if action else None
-        declared = frozenset(properties) if isinstance(properties, dict) else frozenset[str]()
+        declared = named_arguments(action.parameters_schema or {}) if action else frozenset[str]()
         matcher = parameters_matcher(conditions.parameters, declared)
         result.append(
             Condition("parameters", lambda facts, arguments: None if arguments is None else matcher(arguments))

@@ -6,7 +6,7 @@ Pure: it is given the time and the ids, and returns what is to be recorded.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -14,6 +14,7 @@ from pydantic import JsonValue
 
 from cra_middleware._clock import timestamp_text
 from cra_middleware.atlas.context import Selection, Wish, select
+from cra_middleware.atlas.loader import Atlas
 from cra_middleware.carp.messages import (
     DEFAULT_TTL_SECONDS,
     AllowedAction,
@@ -61,10 +62,16 @@ def resolve(
     trace_id: str,
     options: Options,
 ) -> tuple[Resolution, list[Record]]:
-    """Answer a CARP request under ``facts``, as of ``now_us``."""
+    """Answer a CARP request under ``facts``, as of ``now_us``.
+
+    Only the Atlases that the session was opened for speak: others decide none of its calls.
+    """
     task = request.task
     atlases = [
-        atlas for atlas in resolver.atlases if request.atlas_ids is None or atlas.manifest.atlas_id in request.atlas_ids
+        atlas
+        for atlas in resolver.atlases
+        if (request.atlas_ids is None or atlas.manifest.atlas_id in request.atlas_ids)
+        and (facts.atlas_ids is None or atlas.manifest.atlas_id in facts.atlas_ids)
     ]
     if request.atlas_ids is not None:  # Atlases as requested
         order = {atlas_id: index for index, atlas_id in enumerate(request.atlas_ids)}
@@ -74,10 +81,12 @@ def resolve(
         for atlas in atlases
         for standing in resolver.survey(facts, now_us, counters, (atlas.manifest.atlas_id,))
     ]
-    wanted, unknown = _wanted(resolver, task.required_capabilities, standings)
+    known = _capability_actions(atlases)
+    wanted, unknown = _wanted(known, task.required_capabilities, standings)
     listed = [item for item in standings if not task.required_capabilities or item.action.action.action_id in wanted]
     wish = Wish(task.goal, facts.risk_tier, task.context_hints, task.required_capabilities)
-    selection = select(atlases, wish, lambda conditions: resolver.context_holds(conditions, facts))
+    about = frozenset(task.required_capabilities or known)
+    selection = select(atlases, wish, lambda conditions: resolver.context_holds(conditions, facts, about))
     kind = decision_type(standings, wanted, bool(unknown))
     resolution = Resolution(
         resolution_id=resolution_id,
@@ -114,17 +123,24 @@ def resolve(
     return resolution, records
 
 
+def _capability_actions(atlases: Sequence[Atlas]) -> dict[str, set[str]]:
+    """The actions of each declared capability; several Atlases may declare parts of one."""
+    known: dict[str, set[str]] = {}
+    for atlas in atlases:
+        for capability in atlas.manifest.capabilities:
+            known.setdefault(capability.capability_id, set()).update(capability.actions)
+    return known
+
+
 def _wanted(
-    resolver: Resolver, required: Sequence[str], standings: Sequence[Standing]
+    known: Mapping[str, set[str]], required: Sequence[str], standings: Sequence[Standing]
 ) -> tuple[frozenset[str], list[str]]:
     """The requested set: the actions of the required capabilities, else of all, else every action."""
-    known = resolver.capability_actions()
     if required:
         unknown = [name for name in required if name not in known]
         return frozenset(action for name in required for action in known.get(name, ())), unknown
-    here = {item.action.action.action_id for item in standings}
-    grouped = frozenset(action for actions in known.values() for action in actions) & here
-    return grouped or frozenset(here), []
+    grouped = frozenset(action for actions in known.values() for action in actions)
+    return grouped or frozenset(item.action.action.action_id for item in standings), []
 
 
 def _reason(kind: str, unknown: Sequence[str]) -> str | None:
@@ -155,12 +171,12 @@ def _allowed(item: Standing) -> AllowedAction:
 
 def _constraints(standings: Sequence[Standing]) -> Iterator[Constraint]:
     """What is decided only at the call: one entry a policy, with the actions it is about."""
-    found: dict[str, tuple[Rule, list[str]]] = {}
+    found: dict[tuple[str, str], tuple[Rule, list[str]]] = {}  # an action's own question and limit share one id
     for item in standings:
         for rule in item.rules:
             if rule.type in ("require_approval", "rate_limit", "scope") or rule.on_arguments:
-                found.setdefault(rule.policy_id, (rule, []))[1].append(item.action.action.action_id)
-    for policy_id, (rule, actions) in found.items():
+                found.setdefault((rule.policy_id, rule.type), (rule, []))[1].append(item.action.action.action_id)
+    for (policy_id, _), (rule, actions) in found.items():
         parameters: dict[str, JsonValue] = {"actions": list(actions), "reason": rule.reason}
         if rule.quota is not None:
             parameters |= {"max_calls": rule.quota.max_calls, "window_seconds": rule.quota.window_seconds}

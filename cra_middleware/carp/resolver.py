@@ -25,7 +25,7 @@ from cra_middleware.carp.call import Allow, Ask, Decision, Deny, ToolCall
 from cra_middleware.carp.matchers import schema_violation
 from cra_middleware.carp.messages import DecisionType
 from cra_middleware.carp.policy import CompiledAction, Facts, Rule, compile_atlas, compile_conditions, evaluate
-from cra_middleware.carp.quota import Counters, Exhausted
+from cra_middleware.carp.quota import Counters, Exhausted, Limit
 from cra_middleware.errors import AtlasError
 
 DefaultDecision = Literal["deny", "allow"]
@@ -100,9 +100,10 @@ class Resolver:
         for rule in action.deny:
             if rule.holds(facts, arguments):
                 return Deny("policy_denied", rule.policy_id, rule.reason)
-        if action.validator is not None and not action.validator.is_valid(arguments):
-            reason = schema_violation(action.validator, arguments) or "the arguments do not fit the action's schema"
-            return Deny("invalid_parameters", f"action:{call.action_id}", reason, None, "invalid_parameters")
+        if action.validator is not None:
+            violation = schema_violation(action.validator, arguments)
+            if violation is not None:
+                return Deny("invalid_parameters", f"action:{call.action_id}", violation, None, "invalid_parameters")
         allowed_by = self._allowing(action, facts, arguments)
         if action.ask and not approved:
             for rule in action.ask:
@@ -113,7 +114,10 @@ class Resolver:
                         else Ask(rule.policy_id, rule.reason)
                     )
         reservation = None
-        limits = tuple(rule.quota.limit(facts) for rule in action.limits if rule.quota and rule.holds(facts, arguments))
+        limits: tuple[Limit, ...] = ()
+        if action.limits:
+            counting = (rule.quota for rule in action.limits if rule.quota and rule.holds(facts, arguments))
+            limits = tuple(quota.limit(facts) for quota in counting)
         if limits:
             taken = counters.peek(limits, now_us) if allowed_by is None else counters.reserve(limits, now_us)
             if isinstance(taken, Exhausted):
@@ -141,18 +145,11 @@ class Resolver:
             why = ", ".join(f"{name} {words[answer]}" for name, answer in answers) or "no conditions"
             yield Seen(rule.policy_id, rule.type, holds, why)
 
-    def context_holds(self, conditions: Conditions, facts: Facts) -> bool:
-        """Whether a context pack's conditions are met; what cannot be evaluated is not."""
-        compiled = compile_conditions(conditions, None, frozenset())
+    def context_holds(self, conditions: Conditions, facts: Facts, capabilities: frozenset[str] = frozenset()) -> bool:
+        """Whether a context pack's conditions are met, for a request that is about ``capabilities``;
+        what cannot be evaluated is not."""
+        compiled = compile_conditions(conditions, None, capabilities)
         return all(evaluate(condition, facts, None) is True for condition in compiled)
-
-    def capability_actions(self) -> dict[str, tuple[str, ...]]:
-        """The actions of each declared capability."""
-        return {
-            capability.capability_id: capability.actions
-            for atlas in self.atlases
-            for capability in atlas.manifest.capabilities
-        }
 
     def _allowing(self, action: CompiledAction, facts: Facts, arguments: Mapping[str, object]) -> str | None:
         """The policy that allows; the empty text when the default does; None when nothing does."""
@@ -163,15 +160,16 @@ class Resolver:
 
     def _nothing_allows(self, action: CompiledAction, facts: Facts, arguments: Mapping[str, object]) -> Deny:
         reason = f"no policy allows {action.action.action_id}"
-        for rule in action.allow:
-            misses = [
-                condition.name for condition in rule.conditions if evaluate(condition, facts, arguments) is not True
-            ]
-            return Deny(
-                "no_allow_policy",
-                DEFAULT_POLICY,
-                f"{reason}; {rule.policy_id} would, but for its condition on {' and '.join(misses)}",
+        near = [
+            (
+                rule,
+                [condition.name for condition in rule.conditions if evaluate(condition, facts, arguments) is not True],
             )
+            for rule in action.allow
+        ]
+        if near:
+            nearest, misses = min(near, key=lambda item: len(item[1]))
+            reason += f"; {nearest.policy_id} would, but for its condition on {' and '.join(misses)}"
         return Deny("no_allow_policy", DEFAULT_POLICY, reason)
 
     def _standing(self, compiled: CompiledAction, facts: Facts, now_us: int, counters: Counters) -> Standing:

@@ -18,6 +18,13 @@ from cra_middleware.trace.profiles import MAX_LINE_BYTES, MalformedError, Profil
 ErrorKind = Literal[
     "invalid_genesis", "chain_broken", "sequence_gap", "hash_mismatch", "malformed_event", "truncated", "forked"
 ]
+_BEFORE = {
+    "action.requested": None,
+    "action.approved": "action.requested",
+    "action.denied": "action.requested",
+    "action.executed": "action.approved",
+    "action.failed": "action.approved",
+}
 RECOVERED = "torn_tail_recovered"
 """The ``error_code`` of the event that goes on after a torn tail was moved aside."""
 
@@ -72,7 +79,7 @@ class Verifier:
         self._head = GENESIS
         self._last: Event | None = None
         self._ids: set[str] = set()
-        self._open: dict[str, bool] = {}  # execution_id -> approved
+        self._calls: dict[str, str] = {}  # execution_id -> the last event of that call
         self._error: Problem | None = None
         self._recovered: Recovery | None = None
 
@@ -131,7 +138,7 @@ class Verifier:
                 "invalid_genesis", "the first event does not start from 64 zeros: earlier ones are missing"
             )
         if event.previous_event_hash != self._head:
-            return self._broken_link(event)
+            return self._broken_link(event, computed)
         if event.sequence != self._count:
             return self.fail("sequence_gap", f"sequence {event.sequence} where {self._count} belongs")
         if computed != event.event_hash:
@@ -142,14 +149,10 @@ class Verifier:
             return self._order(event)
         return None
 
-    def _broken_link(self, event: Event) -> Problem:
-        last = self._last
-        if last is not None and event.event_id in self._ids:
+    def _broken_link(self, event: Event, computed: str) -> Problem:
+        if event.event_id in self._ids:
             return self.fail("chain_broken", f"event {event.sequence} is repeated or was moved")
-        if last is not None and (event.previous_event_hash, event.sequence) == (
-            last.previous_event_hash,
-            last.sequence,
-        ):
+        if event.sequence < self._count and computed == event.event_hash:  # whole in itself, at a place that is taken
             return self.fail("forked", f"two events claim place {event.sequence}: two writers, or a rewrite")
         return self.fail(
             "chain_broken", f"event {event.sequence} does not follow: something was removed, moved or changed"
@@ -172,22 +175,9 @@ class Verifier:
         return None
 
     def _call(self, call: str, kind: str) -> Problem | None:
-        approved = self._open.get(call)
-        expected = {
-            "action.requested": approved is None,
-            "action.approved": approved is False,
-            "action.denied": approved is False,
-            "action.executed": approved is True,
-            "action.failed": approved is True,
-        }
-        if not expected[kind]:
+        if self._calls.get(call) != _BEFORE[kind]:
             return self.fail("malformed_event", f"{kind} is out of order for execution {call}")
-        if kind == "action.requested":
-            self._open[call] = False
-        elif kind == "action.approved":
-            self._open[call] = True
-        else:
-            del self._open[call]
+        self._calls[call] = kind
         return None
 
 
@@ -202,13 +192,13 @@ def verify_lines(chunks: Iterable[bytes], file_session: str | None = None) -> tu
     chains: dict[str, Verifier] = {}
     current: Verifier | None = None
     for chunk in chunks:
-        whole = chunk.endswith(b"\n")
-        line = chunk[:-1] if whole else chunk
+        fits, whole = len(chunk) <= MAX_LINE_BYTES, chunk.endswith(b"\n")
+        line = chunk.removesuffix(b"\n") if fits else b""  # what is too long is not even looked at
         if profile is None:
             profile = choose(line)
         if current is None or profile != "cra":
-            current = _chain_of(line, profile, chains, file_session)
-        if len(chunk) > MAX_LINE_BYTES:
+            current = _chain_of(line, profile, chains, current, file_session)
+        if not fits:
             current.fail("malformed_event", f"a line is longer than {MAX_LINE_BYTES} bytes")
         elif not whole:
             current.fail("truncated", f"the last line is torn ({len(line)} bytes): the writer died, or the end was cut")
@@ -219,16 +209,23 @@ def verify_lines(chunks: Iterable[bytes], file_session: str | None = None) -> tu
     return tuple(chain.verdict() for chain in chains.values())
 
 
-def _chain_of(line: bytes, profile: Profile, chains: dict[str, Verifier], file_session: str | None) -> Verifier:
+def _chain_of(
+    line: bytes, profile: Profile, chains: dict[str, Verifier], current: Verifier | None, file_session: str | None
+) -> Verifier:
+    """The chain that ``line`` belongs to.
+
+    A line that cannot be read is the fault of the chain before it. Where that is the first line, nothing tells
+    what the rest belongs to, and it is all one broken chain.
+    """
     key = ""
-    if profile != "cra":
+    if profile != "cra" and key not in chains:
         try:
             key = read(line, profile).event.session_id
         except MalformedError:
-            if chains:
-                return next(reversed(chains.values()))
+            if current is not None:
+                return current
     if key not in chains:
-        chains[key] = Verifier(profile, file_session)
+        chains[key] = Verifier(profile, file_session if profile == "cra" else None)
     return chains[key]
 
 

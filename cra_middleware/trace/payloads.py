@@ -91,7 +91,7 @@ def payload_problem(kind: str, payload: Mapping[str, object]) -> str | None:
         types = required.get(key) or optional.get(key)
         if types is None:
             return f"{kind} has an unknown key {key[:80]!r}"
-        if not isinstance(value, types) or (isinstance(value, bool) and types is _COUNT):
+        if not isinstance(value, types) or (isinstance(value, bool) and int in types):  # True is an int in Python
             return f"{kind}: {key} has the wrong type"
     return None
 

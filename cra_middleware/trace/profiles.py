@@ -39,7 +39,7 @@ _LINE = re.compile(
     re.DOTALL,
 )
 _HASH = re.compile(r"[0-9a-f]{64}")
-_FOREIGN_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)")
+_FOREIGN_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)", re.ASCII)
 _REQUIRED = {
     *("trace_version", "event_id", "trace_id", "span_id", "session_id", "sequence", "timestamp"),
     *("event_type", "payload", "event_hash", "previous_event_hash"),
@@ -66,7 +66,10 @@ def choose(line: bytes) -> Profile:
         fields = _object(line)
     except MalformedError:
         return "cra"
-    timestamp = fields.get("timestamp")
+    timestamp, payload = fields.get("timestamp"), fields.get("payload")
+    metadata = payload.get("metadata") if isinstance(payload, dict) else None
+    if isinstance(metadata, dict) and "canonicalization" in metadata:
+        return "cra"  # only we write it, and it is hashed: other key order must not lead to laxer rules
     if isinstance(timestamp, str) and timestamp.endswith("Z") and "parent_span_id" not in fields:
         return "cra-core"
     if isinstance(timestamp, str) and list(fields) != _CRA_ORDER:
@@ -158,14 +161,15 @@ def _read_foreign(line: bytes, profile: Profile) -> Read:
         _known(kind)
     ids = [_id(fields[key], key) for key in ("event_id", "trace_id", "span_id", "session_id")]
     event_hash, previous = (_hash(fields[key], key) for key in ("event_hash", "previous_event_hash"))
+    try:
+        payload_text = json.dumps(payload, sort_keys=True, separators=(",", ":"), ensure_ascii=profile == "appendix-b")
+    except RecursionError as error:
+        raise MalformedError("the payload is nested too deeply") from error
     text = "".join(
         (
             *("1.0", ids[0], ids[1], ids[2], parent or "", ids[3], str(sequence)),
             *(_rust_time(time) if profile == "cra-core" else _any_time(time), kind),
-            *(
-                json.dumps(payload, sort_keys=True, separators=(",", ":"), ensure_ascii=profile == "appendix-b"),
-                previous,
-            ),
+            *(payload_text, previous),
         )
     )
     event = Event(
@@ -194,7 +198,10 @@ def _object(line: bytes) -> dict[str, object]:
         return dict(pairs)
 
     try:
-        value: object = json.loads(line, object_pairs_hook=unique, parse_constant=_no_constant)
+        # decoded here, because json.loads would also take UTF-16, a byte order mark and broken UTF-8
+        value: object = json.loads(
+            line.decode(), object_pairs_hook=unique, parse_constant=_no_constant, parse_int=_whole
+        )
     except MalformedError:
         raise
     except (ValueError, RecursionError) as error:
@@ -206,6 +213,12 @@ def _object(line: bytes) -> dict[str, object]:
 
 def _no_constant(name: str) -> object:
     raise MalformedError(f"{name} is not JSON")
+
+
+def _whole(text: str) -> int:
+    if text == "-0":  # would be hashed as 0
+        raise MalformedError("-0 is no integer")
+    return int(text)
 
 
 def _why(line: bytes) -> str:

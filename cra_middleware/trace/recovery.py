@@ -63,9 +63,9 @@ def reopen(log: SessionLog, session_id: str) -> Reopened:
         raise ChainBroken(f"session {session_id} has no whole event; start a new session")
     if last.event_type == "session.ended":
         raise ChainBroken(f"session {session_id} was ended; nothing may follow. Start a new session")
-    torn = log.set_aside(offset) if problem is not None else None
+    torn = log.set_aside(offset)
     end = Position(last.sequence + 1, offset, last.event_hash, parse_us(last.timestamp))
-    return Reopened(first, request, actions, end, torn)
+    return Reopened(first, request, actions, end, torn if torn.size else None)
 
 
 def _refuse_complete(line: bytes, problem: Problem, session_id: str) -> None:
@@ -85,8 +85,10 @@ def _refuse_events_behind(line: bytes, problem: Problem, session_id: str) -> Non
 
 
 def _is_event(line: bytes) -> bool:
+    if not line.endswith(b"\n"):
+        return False
     try:
-        read(line.removesuffix(b"\n"), "cra")
+        read(line[:-1], "cra")
     except MalformedError:
         return False
-    return line.endswith(b"\n")
+    return True

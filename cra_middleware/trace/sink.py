@@ -36,7 +36,10 @@ class SessionLog(Protocol):
         ...
 
     def set_aside(self, offset: int, /) -> Torn:
-        """Move everything from byte ``offset`` on to a quarantine.
+        """Move everything from byte ``offset`` on to a quarantine, and say what lies there.
+
+        That includes what an earlier attempt moved from the same place: as long as nothing was appended there,
+        nobody has recorded it. A size of 0 means that there is nothing to record.
 
         Raises:
             SinkError: when it could not be moved; the log is then unchanged.

@@ -17,6 +17,7 @@ from cra_middleware._clock import Clock, timestamp_text, writable_us
 from cra_middleware._ids import new_id
 from cra_middleware.errors import SinkError
 from cra_middleware.trace.event import GENESIS, EventType, Sealed, seal
+from cra_middleware.trace.profiles import MAX_LINE_BYTES
 from cra_middleware.trace.sink import SessionLog
 
 
@@ -54,6 +55,7 @@ class ChainWriter:
         self._last_us = self._end.timestamp_us
         self._lock = threading.Lock()
         self._owed: deque[Entry] = deque()
+        self._paid: Sequence[Entry] = ()  # owed entries that are kept already, to be dropped from the queue
 
     @property
     def end(self) -> Position:
@@ -74,37 +76,7 @@ class ChainWriter:
         Raises:
             SinkError: when the log did not keep them; the chain is as before.
         """
-        with self._lock:
-            batch = entries
-            if self._owed:
-                batch = (*self._owed, *entries)
-            owed = len(batch) - len(entries)
-            sequence, offset, head, _ = self._end
-            lines: list[str] = []
-            sealed: list[Sealed] = []
-            for span_id, parent, event_type, payload, us in batch:
-                event_id = new_id()
-                line, event_hash = seal(
-                    event_id,
-                    self.trace_id,
-                    span_id,
-                    parent,
-                    self.session_id,
-                    sequence,
-                    timestamp_text(us),
-                    event_type,
-                    payload,
-                    head,
-                )
-                lines.append(line)
-                sealed.append(Sealed(event_type, event_id, sequence, event_hash, head, payload, us))
-                sequence, head = sequence + 1, event_hash
-            data = "".join(lines).encode()
-            self._log.append(offset, data)
-            self._end = Position(sequence, offset + len(data), head, batch[-1].timestamp_us)
-            for _ in range(owed):
-                self._owed.popleft()
-            return sealed
+        return self._write(entries, owe=False)
 
     def owe(self, entry: Entry) -> None:
         """Keep ``entry`` with the next write. Takes no lock, so a finaliser may call it."""
@@ -120,8 +92,56 @@ class ChainWriter:
 
     def write_or_owe(self, entry: Entry) -> Sequence[Sealed]:
         """Keep ``entry`` now, or owe it: for an outcome, which has happened whether or not it can be kept."""
-        try:
-            return self.write(entry)
-        except SinkError:
-            self._owed.append(entry)
-            raise
+        return self._write((entry,), owe=True)
+
+    def _write(self, entries: Sequence[Entry], owe: bool) -> Sequence[Sealed]:
+        with self._lock:
+            before = self._end
+            try:
+                return self._keep(entries)
+            except BaseException:  # an interrupt, too, must not lose what has happened
+                if owe and self._end is before:
+                    self._owed.extend(entries)
+                raise
+
+    def _keep(self, entries: Sequence[Entry]) -> Sequence[Sealed]:
+        self._drop_paid()
+        # by index, because a finaliser may append meanwhile
+        owed = [self._owed[place] for place in range(len(self._owed))] if self._owed else []
+        batch = (*owed, *entries)
+        if not batch:  # another thread has settled it
+            return ()
+        sequence, offset, head, _ = self._end
+        lines: list[str] = []
+        sealed: list[Sealed] = []
+        for span_id, parent, event_type, payload, us in batch:
+            event_id = new_id()
+            line, event_hash = seal(
+                event_id,
+                self.trace_id,
+                span_id,
+                parent,
+                self.session_id,
+                sequence,
+                timestamp_text(us),
+                event_type,
+                payload,
+                head,
+            )
+            lines.append(line)
+            sealed.append(Sealed(event_type, event_id, sequence, event_hash, head, payload, us))
+            sequence, head = sequence + 1, event_hash
+        data = "".join(lines).encode()
+        if len(data) > MAX_LINE_BYTES and any(len(line.encode()) > MAX_LINE_BYTES for line in lines):
+            raise SinkError(f"an event is longer than {MAX_LINE_BYTES} bytes, which no reader takes")
+        self._log.append(offset, data)
+        # One statement, so that no interrupt comes between: what is kept must not be owed any more.
+        self._end, self._paid = Position(sequence, offset + len(data), head, batch[-1].timestamp_us), owed
+        self._drop_paid()
+        return sealed
+
+    def _drop_paid(self) -> None:
+        for entry in self._paid:
+            if self._owed and self._owed[0] is entry:
+                self._owed.popleft()
+        self._paid = ()

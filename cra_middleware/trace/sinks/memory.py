@@ -9,6 +9,8 @@ from hashlib import sha256
 from cra_middleware.errors import SinkError
 from cra_middleware.trace.sink import SessionLog, Torn
 
+_UNKNOWN = -1
+
 
 class MemoryLog:
     """One session's lines in memory."""
@@ -16,12 +18,16 @@ class MemoryLog:
     def __init__(self) -> None:
         self._chunks: list[bytes] = []
         self._size = 0
-        self.torn: list[bytes] = []
+        self.torn: dict[int, bytes] = {}
+        """What was set aside, by its place."""
         self.is_open = True
 
     def append(self, offset: int, data: bytes, /) -> None:
+        if not self.is_open:
+            raise SinkError("the session's log is closed")
         if offset != self._size:
             self._cut(offset)
+        self._size = _UNKNOWN  # an interrupt may come between the data and our note of it
         self._chunks.append(data)
         self._size = offset + len(data)
 
@@ -29,9 +35,10 @@ class MemoryLog:
         yield from io.BytesIO(b"".join(self._chunks))
 
     def set_aside(self, offset: int, /) -> Torn:
-        torn = b"".join(self._chunks)[offset:]
-        self.torn.append(torn)
-        self._cut(offset)
+        if excess := b"".join(self._chunks)[offset:]:
+            self.torn[offset] = self.torn.get(offset, b"") + excess
+            self._cut(offset)
+        torn = self.torn.get(offset, b"")
         return Torn(len(torn), sha256(torn).hexdigest())
 
     def flush(self) -> None:
