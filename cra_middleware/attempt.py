@@ -70,6 +70,7 @@ class Attempt:
 
     call: ToolCall
     subject: Subject
+    span_id: str
     parent_span_id: str
     execution_id: str
     resolution_id: str
@@ -192,10 +193,10 @@ class Attempt:
         return self._entry("action.failed", payloads.render(payload), now_us)
 
     def _note(self, event_type: EventType, payload: str, now_us: int) -> None:
-        self.unwritten.append(self._entry(event_type, payload, now_us))
+        self.unwritten.append(Entry(self.span_id, self.parent_span_id, event_type, payload, now_us))
 
     def _entry(self, event_type: EventType, payload: str, now_us: int) -> Entry:
-        return Entry(self.subject.trace_span_id, self.parent_span_id, event_type, payload, now_us)
+        return Entry(self.span_id, self.parent_span_id, event_type, payload, now_us)
 
 
 class Running:

@@ -33,6 +33,7 @@ from cra_middleware.observer import Observer, Operation, Subject
 from cra_middleware.trace.writer import ChainWriter
 
 _logger = logging.getLogger("cra_middleware")
+_BARE = RunTool(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +57,17 @@ class Identity(NamedTuple):
     goal: str
     facts: Facts
 
+    @property
+    def subject(self) -> Subject:
+        """Who it is, to an observer."""
+        return Subject(self.session_id, self.trace_id, self.facts.agent_id)
+
 
 class Resolved(NamedTuple):
     """The resolution that calls are made under."""
 
     resolution: Resolution
+    resolution_id: str
     span_id: str
     expires_us: int
 
@@ -81,6 +88,7 @@ class CallPath:
         """``resolved`` gives the resolution valid at a time; ``current`` holds ``session`` while a tool runs."""
         self._setting = setting
         self._identity = identity
+        self._subject = identity.subject
         self._writer = writer
         self._resolved = resolved
         self._session = session
@@ -110,7 +118,7 @@ class CallPath:
                 approval_id = new_id()
                 answer = yield from self._ask(attempt, decision, approval_id)
                 decision = self._decide(attempt, approved=True)
-            if isinstance(decision, Allow):
+            if isinstance(decision, Allow) and call.live is not None:
                 decision = self._unchanged(attempt, decision)
             if isinstance(decision, Deny):
                 self._deny(attempt, decision, approval_id)
@@ -173,22 +181,14 @@ class CallPath:
         except SinkError as error:
             raise unavailable(call, error) from error
         span_id, execution_id = new_id(), new_id()
-        known = self._setting.resolver.actions.get(call.action_id)
-        identity = self._identity
-        subject = Subject(
-            identity.session_id,
-            identity.trace_id,
-            span_id,
-            identity.facts.agent_id,
-            known.action.risk_tier if known else None,
-        )
         attempt = Attempt(
             call,
-            subject,
+            self._subject,
+            span_id,
             resolved.span_id,
             execution_id,
-            resolved.resolution.resolution_id,
-            self._setting.observer.call(call, subject),
+            resolved.resolution_id,
+            self._setting.observer.call(call, self._subject, span_id),
             now_us,
             stream,
             self._setting.options.full,
@@ -263,7 +263,7 @@ class CallPath:
             scope = partial(Running, attempt, body, self._session, self._current)
         clock = self._setting.clock
         began_ns = clock.monotonic_ns()
-        outcome = yield RunTool(scope)
+        outcome = yield _BARE if scope is None else RunTool(scope)
         assert isinstance(outcome, (Returned, Raised, Closed))
         if not attempt.over:
             duration_ms = max(0, (clock.monotonic_ns() - began_ns) // 1_000_000)

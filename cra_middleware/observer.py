@@ -18,11 +18,7 @@ class Subject(NamedTuple):
 
     session_id: str
     trace_id: str
-    trace_span_id: str
-    """The TRACE span, not the OpenTelemetry one."""
     agent_id: str
-    risk_tier: str | None
-    """The action's, when it is declared."""
 
 
 class Operation(Protocol):
@@ -62,11 +58,11 @@ class Operation(Protocol):
 class Observer(Protocol):
     """Looks on at one runtime."""
 
-    def call(self, call: ToolCall, subject: Subject, /) -> Operation:
-        """A call begins."""
+    def call(self, call: ToolCall, subject: Subject, span_id: str, /) -> Operation:
+        """A call begins; ``span_id`` is its TRACE span, not an OpenTelemetry one."""
         ...
 
-    def resolution(self, subject: Subject, /) -> Operation:
+    def resolution(self, subject: Subject, span_id: str, /) -> Operation:
         """A resolution begins."""
         ...
 
@@ -81,10 +77,10 @@ class Unobserved:
     is_recording = False
     traceparent: str | None = None
 
-    def call(self, call: ToolCall, subject: Subject, /) -> Operation:
+    def call(self, call: ToolCall, subject: Subject, span_id: str, /) -> Operation:
         return self
 
-    def resolution(self, subject: Subject, /) -> Operation:
+    def resolution(self, subject: Subject, span_id: str, /) -> Operation:
         return self
 
     def session(self, subject: Subject, events: Sequence[Sealed], /) -> None:

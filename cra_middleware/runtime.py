@@ -92,12 +92,14 @@ class Runtime:
                 if finding.code in ("W003", "W004", "W005", "W007"):
                     warnings.warn(str(finding), AtlasWarning, stacklevel=2)
         self._clock: Clock = clock or SystemClock()
+        resolver = Resolver(self.atlases, default_decision)
+        risk_tiers = {name: compiled.action.risk_tier for name, compiled in resolver.actions.items()}
         self._setting = Setting(
-            resolver=Resolver(self.atlases, default_decision),
+            resolver=resolver,
             counters=counters or MemoryCounters(),
             clock=self._clock,
             approver=approver,
-            observer=Telemetry(tracer_provider),
+            observer=Telemetry(tracer_provider, risk_tiers),
             options=Options(level=trace_level, full=record == "full"),
         )
         self._sink: Sink = _sink(trace)

@@ -18,7 +18,6 @@ from cra_middleware.carp.policy import Facts
 from cra_middleware.carp.resolve import resolve
 from cra_middleware.errors import CallRefused, SinkError
 from cra_middleware.interceptor import Flow, OpenCall, arun, run
-from cra_middleware.observer import Subject
 from cra_middleware.signatures import bind_arguments, describe
 from cra_middleware.trace.chain import Verdict, verify_lines
 from cra_middleware.trace.event import Event, EventType
@@ -168,7 +167,7 @@ class Session:
         with self._lock:
             now_us = self._writer.now_us()
             span_id, identity, setting = new_id(), self._identity, self._setting
-            operation = setting.observer.resolution(self._subject(span_id))
+            operation = setting.observer.resolution(identity.subject, span_id)
             facts = identity.facts
             if request is not None and request.context:
                 facts = facts._replace(context={**request.context, **facts.context})
@@ -188,7 +187,9 @@ class Session:
                 operation.resolved(resolution)
             finally:
                 operation.end(None)
-            self._resolved = Resolved(resolution, span_id, now_us + resolution.ttl_seconds * 1_000_000)
+            self._resolved = Resolved(
+                resolution, resolution.resolution_id, span_id, now_us + resolution.ttl_seconds * 1_000_000
+            )
             return resolution
 
     def end(self, reason: EndReason = "completed", error: str | None = None) -> None:
@@ -295,8 +296,4 @@ class Session:
     def _record(self, event_type: EventType, payload: dict[str, object]) -> None:
         identity = self._identity
         entry = Entry(identity.span_id, None, event_type, render(payload), self._writer.now_us())
-        self._setting.observer.session(self._subject(identity.span_id), self._writer.write(entry))
-
-    def _subject(self, span_id: str) -> Subject:
-        identity = self._identity
-        return Subject(identity.session_id, identity.trace_id, span_id, identity.facts.agent_id, None)
+        self._setting.observer.session(identity.subject, self._writer.write(entry))

@@ -11,7 +11,8 @@ deprecated, so they stand here as text.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ MAX_TEXT = 1024
 
 _logger = logging.getLogger("cra_middleware.telemetry")
 _NOTHING = Unobserved()
+_LAST_PART = re.compile(r"[./]")  # of "module.qualname/tool"
 
 
 def configure_otel(service_name: str, endpoint: str | None = None) -> SdkTracerProvider:
@@ -66,17 +68,21 @@ def configure_otel(service_name: str, endpoint: str | None = None) -> SdkTracerP
 class Telemetry:
     """The observer of a runtime. Its tracer is looked up at each call: a provider may be set later."""
 
-    def __init__(self, provider: TracerProvider | None) -> None:
+    def __init__(self, provider: TracerProvider | None, risk_tiers: Mapping[str, str]) -> None:
+        """Send spans to ``provider`` (None: the global one); ``risk_tiers`` are those of the declared actions."""
         self._provider = provider
+        self._risk_tiers = risk_tiers
         self._known: tuple[TracerProvider, Tracer] | None = None
 
-    def call(self, call: ToolCall, subject: Subject, /) -> Operation:
+    def call(self, call: ToolCall, subject: Subject, span_id: str, /) -> Operation:
         tracer = self._tracer()
-        return _NOTHING if tracer is None else _guarded(_CallSpan, tracer, call, subject)
+        if tracer is None:
+            return _NOTHING
+        return _guarded(_CallSpan, tracer, call, subject, span_id, self._risk_tiers.get(call.action_id))
 
-    def resolution(self, subject: Subject, /) -> Operation:
+    def resolution(self, subject: Subject, span_id: str, /) -> Operation:
         tracer = self._tracer()
-        return _NOTHING if tracer is None else _guarded(_ResolutionSpan, tracer, subject)
+        return _NOTHING if tracer is None else _guarded(_ResolutionSpan, tracer, subject, span_id)
 
     def session(self, subject: Subject, events: Sequence[Sealed], /) -> None:
         tracer = self._tracer()
@@ -133,8 +139,8 @@ class _Spanned:
 
 
 class _CallSpan(_Spanned):
-    def __init__(self, tracer: Tracer, call: ToolCall, subject: Subject) -> None:
-        name = clean(call.tool_name.rsplit(".", 1)[-1])
+    def __init__(self, tracer: Tracer, call: ToolCall, subject: Subject, span_id: str, risk_tier: str | None) -> None:
+        name = clean(_LAST_PART.split(call.tool_name)[-1]) or "tool"
         attributes: dict[str, AttributeValue] = {
             "gen_ai.operation.name": "execute_tool",
             "gen_ai.tool.name": name,
@@ -144,12 +150,12 @@ class _CallSpan(_Spanned):
             "cra.session.id": subject.session_id,
             "cra.action.id": clean(call.action_id),
             "cra.trace.trace_id": subject.trace_id,
-            "cra.trace.span_id": subject.trace_span_id,
+            "cra.trace.span_id": span_id,
         }
         if call.tool_call_id is not None:
             attributes["gen_ai.tool.call.id"] = clean(call.tool_call_id)
-        if subject.risk_tier is not None:
-            attributes["cra.action.risk_tier"] = subject.risk_tier
+        if risk_tier is not None:
+            attributes["cra.action.risk_tier"] = risk_tier
         super().__init__(tracer.start_span(f"execute_tool {name}", kind=SpanKind.INTERNAL, attributes=attributes))
         self._head: Sealed | None = None
 
@@ -177,13 +183,13 @@ class _CallSpan(_Spanned):
 
 
 class _ResolutionSpan(_Spanned):
-    def __init__(self, tracer: Tracer, subject: Subject) -> None:
+    def __init__(self, tracer: Tracer, subject: Subject, span_id: str) -> None:
         attributes: dict[str, AttributeValue] = {
             "openinference.span.kind": "GUARDRAIL",
             "gen_ai.agent.name": clean(subject.agent_id),
             "cra.session.id": subject.session_id,
             "cra.trace.trace_id": subject.trace_id,
-            "cra.trace.span_id": subject.trace_span_id,
+            "cra.trace.span_id": span_id,
         }
         super().__init__(tracer.start_span("carp.resolve", kind=SpanKind.INTERNAL, attributes=attributes))
 

@@ -16,9 +16,7 @@ settings.register_profile("ci", max_examples=100, deadline=None, suppress_health
 settings.load_profile("ci")
 
 NOON = "2026-01-05T12:00:00+00:00"
-CONFORMANCE = Path(
-    os.environ.get("CRA_CONFORMANCE", Path(__file__).resolve().parents[2] / "shared" / "conformance")
-)
+CONFORMANCE = Path(os.environ.get("CRA_CONFORMANCE", Path(__file__).resolve().parents[2] / "shared" / "conformance"))
 
 
 def manifest(**parts: Any) -> dict[str, Any]:

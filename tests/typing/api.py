@@ -1,0 +1,47 @@
+"""A consumer's view: mypy must accept every line of this file."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import assert_type
+
+from cra_middleware import Answer, Pending, Runtime, Session, governed, verify
+
+
+@governed("ticket.get")
+def get(ticket_id: str, limit: int = 3) -> list[str]:
+    return [ticket_id] * limit
+
+
+@governed("ticket.get")
+async def aget(ticket_id: str) -> bytes:
+    return ticket_id.encode()
+
+
+@governed("ticket.list")
+def listing(count: int) -> Iterator[int]:
+    yield from range(count)
+
+
+@governed("ticket.list")
+async def alisting(count: int) -> AsyncIterator[int]:
+    for number in range(count):
+        yield number
+
+
+def approver(pending: Pending) -> Answer:
+    return Answer(pending.arguments["amount"] == 1, by="ann")
+
+
+async def use(session: Session) -> None:
+    assert_type(get("T", limit=2), list[str])
+    assert_type(await aget("T"), bytes)
+    assert_type(session.call("ticket.get", get, "T"), list[str])
+    assert_type(await session.acall("ticket.get", aget, "T"), bytes)
+    assert_type([number for number in listing(3)], list[int])
+    assert_type([number async for number in alisting(3)], list[int])
+
+
+runtime = Runtime("atlas", approver=approver)
+assert_type(runtime.session().id, str)
+assert_type(verify("file").sessions[0].intact, bool)
