@@ -2,7 +2,7 @@
 
 from cra_middleware.approvals import Answer, Pending
 from cra_middleware.atlas.loader import Atlas
-from cra_middleware.carp.call import ToolCall
+from cra_middleware.carp.call import Target, ToolCall
 from cra_middleware.decorators import governed
 from cra_middleware.errors import (
     ActionDenied,
@@ -43,6 +43,7 @@ __all__ = [
     "Session",
     "SessionEnded",
     "SinkError",
+    "Target",
     "ToolCall",
     "configure_otel",
     "current_session",

@@ -64,6 +64,10 @@ def has_claim() -> bool:
     return _claim.get() is not None
 
 
+class LostOutcomeError(Exception):
+    """Nobody said how a tool that may have run came out; only ever recorded, never raised."""
+
+
 @dataclass(slots=True, eq=False)
 class Attempt:
     """One call on its way."""

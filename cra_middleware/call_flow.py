@@ -20,7 +20,7 @@ from typing import NamedTuple
 from cra_middleware._clock import Clock
 from cra_middleware._ids import new_id
 from cra_middleware.approvals import Answer, Approver
-from cra_middleware.attempt import Attempt, Running, has_claim, unavailable
+from cra_middleware.attempt import Attempt, LostOutcomeError, Running, has_claim, unavailable
 from cra_middleware.carp.call import Allow, Ask, Decision, Deny, ToolCall
 from cra_middleware.carp.messages import Resolution
 from cra_middleware.carp.policy import Facts
@@ -29,7 +29,7 @@ from cra_middleware.carp.resolve import Options
 from cra_middleware.carp.resolver import Resolver
 from cra_middleware.errors import AuditUnavailable, CallRefused, SessionEnded, SinkError
 from cra_middleware.interceptor import AskApproval, Closed, Flow, Interrupted, Raised, Returned, RunTool
-from cra_middleware.observer import Observer, Operation, Subject
+from cra_middleware.observer import Observer, Operation, Outcome, Subject
 from cra_middleware.trace.writer import ChainWriter
 
 _logger = logging.getLogger("cra_middleware")
@@ -94,7 +94,7 @@ class CallPath:
         self._session = session
         self._current = current
         self._ran = itertools.count(actions)
-        self._late: deque[Operation] = deque()
+        self._late: deque[tuple[Operation, tuple[Outcome, str | None], Reservation | None]] = deque()
         self._running: dict[str, Attempt] = {}
         self._when_idle: Callable[[], None] | None = None
 
@@ -111,23 +111,20 @@ class CallPath:
         """
         attempt = self._begin(call, stream)
         try:
-            decision = self._decide(attempt, approved=False)
+            decision = self._decide(attempt, attempt.requested_us, approved=False)
             answer: Answer | None = None
             approval_id: str | None = None
             if isinstance(decision, Ask):
                 approval_id = new_id()
                 answer = yield from self._ask(attempt, decision, approval_id)
-                decision = self._decide(attempt, approved=True)
+                decision = self._decide(attempt, self._writer.now_us(), approved=True)
             if isinstance(decision, Allow) and call.live is not None:
                 decision = self._unchanged(attempt, decision)
             if isinstance(decision, Deny):
                 self._deny(attempt, decision, approval_id)
             assert isinstance(decision, Allow)  # what was approved is not asked about again
             self._approve(attempt, decision, answer, approval_id)
-            outcome = yield from self._run(attempt, body)
-            if decision.reservation is not None:
-                self._setting.counters.commit(decision.reservation)
-            return outcome
+            return (yield from self._run(attempt, decision, body))
         finally:
             self._forget(attempt)
 
@@ -152,8 +149,7 @@ class CallPath:
             SinkError: when it cannot be kept yet.
         """
         self._writer.settle()
-        while self._late:
-            self._late.popleft().end("executed")
+        self._settle_late()
 
     def close(self, when_idle: Callable[[], None]) -> None:
         """Accept no more calls; call ``when_idle`` once, when no tool is running any more (perhaps at once).
@@ -201,12 +197,10 @@ class CallPath:
         attempt.request()
         return attempt
 
-    def _decide(self, attempt: Attempt, approved: bool) -> Decision:
+    def _decide(self, attempt: Attempt, now_us: int, approved: bool) -> Decision:
         setting = self._setting
         try:
-            decision = setting.resolver.decide(
-                attempt.call, self._identity.facts, attempt.requested_us, setting.counters, approved
-            )
+            decision = setting.resolver.decide(attempt.call, self._identity.facts, now_us, setting.counters, approved)
         except Exception as error:  # a policy or a counter store that breaks must deny, not pass
             _logger.exception("the policy decision failed; the call is denied")
             decision = Deny("policy_error", "default", f"the policies could not be evaluated ({type(error).__name__})")
@@ -256,30 +250,44 @@ class CallPath:
             self._release(decision.reservation)
             raise
 
-    def _run(self, attempt: Attempt, body: object) -> Generator[RunTool, object, Returned | Raised]:
+    def _run(self, attempt: Attempt, decision: Allow, body: object) -> Generator[RunTool, object, Returned | Raised]:
         scope: Callable[[], AbstractContextManager[object]] | None = None
         bare = body is None and not attempt.is_stream and not attempt.operation.is_recording
         if not bare or self._current.get() is not self._session or has_claim():
             scope = partial(Running, attempt, body, self._session, self._current)
         clock = self._setting.clock
         began_ns = clock.monotonic_ns()
-        outcome = yield _BARE if scope is None else RunTool(scope)
+        try:
+            outcome = yield _BARE if scope is None else RunTool(scope)
+        except GeneratorExit:  # the driver was dropped: the tool may have run, and nobody will say
+            next(self._ran)
+            self._writer.owe(attempt.outcome(Raised(LostOutcomeError()), 0, self._writer.now_us()))
+            self._late.append((attempt.operation, ("failed", LostOutcomeError.__name__), decision.reservation))
+            raise
         assert isinstance(outcome, (Returned, Raised, Closed))
+        duration_ms = max(0, (clock.monotonic_ns() - began_ns) // 1_000_000)
+        if isinstance(outcome, Closed):
+            self._close_stream(attempt, outcome, duration_ms, decision.reservation)
+            return Returned(None)
+        self._commit(decision.reservation)
         if not attempt.over:
-            duration_ms = max(0, (clock.monotonic_ns() - began_ns) // 1_000_000)
             self._record_outcome(attempt, outcome, duration_ms)
-        return Returned(None) if isinstance(outcome, Closed) else outcome
+        return outcome
 
-    def _record_outcome(self, attempt: Attempt, outcome: Returned | Raised | Closed, duration_ms: int) -> None:
+    def _close_stream(
+        self, attempt: Attempt, outcome: Closed, duration_ms: int, reservation: Reservation | None
+    ) -> None:
+        """A consumer that goes away may do so in a finaliser, in the middle of anything: no lock may be taken
+        there, so what is to be done is owed, and done with the next write."""
+        if not attempt.over:
+            next(self._ran)
+            self._writer.owe(attempt.outcome(outcome, duration_ms, self._writer.now_us()))
+        self._late.append((attempt.operation, ("executed", None), reservation))
+
+    def _record_outcome(self, attempt: Attempt, outcome: Returned | Raised, duration_ms: int) -> None:
         next(self._ran)
         operation, error = attempt.operation, outcome.error if isinstance(outcome, Raised) else None
         entry = attempt.outcome(outcome, duration_ms, self._writer.now_us())
-        if isinstance(outcome, Closed):
-            # A consumer that goes away may do so in a finaliser, in the middle of anything. No lock may be
-            # taken there, so the event is owed and goes into the next write.
-            self._writer.owe(entry)
-            self._late.append(operation)
-            return
         try:
             operation.seen(self._writer.write_or_owe(entry))
         except SinkError as failure:
@@ -306,8 +314,14 @@ class CallPath:
             raise unavailable(attempt.call, error) from error
         attempt.unwritten.clear()
         attempt.operation.seen(sealed)
+        self._settle_late()
+
+    def _settle_late(self) -> None:
+        """End the calls that ended where no lock could be taken."""
         while self._late:
-            self._late.popleft().end("executed")
+            operation, outcome, reservation = self._late.popleft()
+            self._commit(reservation)
+            operation.end(*outcome)
 
     def _forget(self, attempt: Attempt) -> None:
         known = self._running.pop(attempt.execution_id, None)
@@ -316,6 +330,10 @@ class CallPath:
 
     def _is_closing(self) -> bool:
         return self._when_idle is not None
+
+    def _commit(self, reservation: Reservation | None) -> None:
+        if reservation is not None:
+            self._setting.counters.commit(reservation)
 
     def _release(self, reservation: Reservation | None) -> None:
         if reservation is not None:

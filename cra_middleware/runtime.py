@@ -19,6 +19,7 @@ from cra_middleware.approvals import Approver
 from cra_middleware.atlas.loader import Atlas
 from cra_middleware.atlas.manifest import RISK_TIERS, RiskTier, ToolTarget
 from cra_middleware.call_flow import Identity, Setting
+from cra_middleware.carp.call import Target
 from cra_middleware.carp.messages import Request, Resolution
 from cra_middleware.carp.policy import RANK, Facts
 from cra_middleware.carp.quota import Counters, MemoryCounters
@@ -211,29 +212,29 @@ class Runtime:
         session = self._open.get(session_id)
         return session if session is not None and session.is_open else None
 
-    def action_for(
+    def target_for(
         self,
         tool_name: str,
         framework: str,
         *,
         actions: Mapping[str, str] | None = None,
         declared: str | None = None,
-    ) -> str:
-        """The action a tool stands for. Nothing is guessed from the form of a name.
+    ) -> Target:
+        """What a tool stands for. Nothing is guessed from the form of a name.
 
         In this order: ``actions``, an adapter's explicit mapping; the Atlases' ``adapters.<framework>.tools``, then
         ``adapters.any.tools``; ``declared``, the tool's own metadata; a name equal to a declared action id. When
         nothing is found, the tool's name itself, which no Atlas declares, so that the call is denied and recorded.
         """
         if actions is not None and tool_name in actions:
-            return actions[tool_name]
+            return Target(actions[tool_name])
         for section in (framework, "any"):
             for atlas in self.atlases:
                 adapter = atlas.manifest.adapters.get(section)
                 target = adapter.tools.get(tool_name) if adapter is not None else None
                 if target is not None:
-                    return target.action if isinstance(target, ToolTarget) else target
-        return declared or tool_name
+                    return Target(target.action, target.args) if isinstance(target, ToolTarget) else Target(target)
+        return Target(declared or tool_name)
 
     def argument_policies(self) -> tuple[str, ...]:
         """The policies that only a call's arguments can decide; what a tool is shown must be what they are shown."""

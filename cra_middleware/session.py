@@ -14,7 +14,7 @@ from cra_middleware._ids import new_id
 from cra_middleware.call_flow import CallPath, Identity, Resolved, Setting
 from cra_middleware.carp.call import ToolCall
 from cra_middleware.carp.messages import ContextBlockMessage, Request, Requester, Resolution, Task
-from cra_middleware.carp.policy import Facts
+from cra_middleware.carp.policy import RANK, Facts
 from cra_middleware.carp.resolve import resolve
 from cra_middleware.errors import CallRefused, SinkError
 from cra_middleware.interceptor import Flow, OpenCall, arun, run
@@ -169,8 +169,9 @@ class Session:
             span_id, identity, setting = new_id(), self._identity, self._setting
             operation = setting.observer.resolution(identity.subject, span_id)
             facts = identity.facts
-            if request is not None and request.context:
-                facts = facts._replace(context={**request.context, **facts.context})
+            if request is not None:  # a request may add facts, and speak of a higher risk
+                tier = max(request.task.risk_tier, facts.risk_tier, key=RANK.__getitem__)
+                facts = facts._replace(context={**request.context, **facts.context}, risk_tier=tier)
             try:
                 resolution, records = resolve(
                     setting.resolver,

@@ -74,7 +74,10 @@ def test_context_is_injected(support: Runtime) -> None:
 def test_tool_names() -> None:
     """Every tool of the quickstart stands for its action; a name that is not mapped stands for none."""
     with Runtime(ATLASES / "support") as runtime:
-        found = {name: runtime.action_for(name, "langchain") for name in ("lookup_ticket", "create_refund", "refund")}
+        found = {
+            name: runtime.target_for(name, "langchain").action_id
+            for name in ("lookup_ticket", "create_refund", "refund")
+        }
         assert found == {"lookup_ticket": "ticket.get", "create_refund": "refund.create", "refund": "refund"}
         tools = runtime.atlases[0].manifest.adapters["any"].tools
         assert sorted(map(str, tools.values())) == sorted(runtime.resolver.actions)

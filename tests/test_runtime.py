@@ -566,3 +566,44 @@ def test_fork(tmp_path: Path) -> None:
         session.call("ticket.get", tool)
         session.end()
         assert session.verify().sealed
+
+
+def test_a_dropped_call_is_recorded_and_counted(clock: FrozenClock) -> None:
+    """When nobody says how a tool came out, it counts as run, and the trace says that its outcome is lost."""
+    from cra_middleware.carp.call import ToolCall
+
+    with Runtime(Atlas.from_dict(manifest(policies=LIMIT)), clock=clock) as runtime, runtime.session() as session:
+        for _ in range(5):
+            session.begin(ToolCall.freeze("ticket.get", "t", {}))  # and dropped at once
+        with pytest.raises(RateLimitExceeded):
+            session.call("ticket.get", tool)
+        lost = [event.payload.get("error_code") for event in session.events if event.event_type == "action.failed"]
+        assert lost == ["LostOutcomeError"] * 5
+        clock.advance(61)
+        assert session.call("ticket.get", tool) == "ran"
+    assert session.verify().sealed
+
+
+def test_an_approval_counts_when_it_is_given(clock: FrozenClock) -> None:
+    """A call that waited an hour for its yes uses up the limit of now, not that of an hour ago."""
+    waits = [3600, 0]
+
+    def approver(pending: Pending) -> bool:
+        clock.advance(waits.pop(0))
+        return True
+
+    rules = policies(
+        {"policy_id": "ask", "type": "require_approval", "actions": ["refund.*"]},
+        {
+            "policy_id": "r",
+            "type": "rate_limit",
+            "actions": ["refund.*"],
+            "parameters": {"max_calls": 1, "window_seconds": 60},
+        },
+    )
+    with Runtime(Atlas.from_dict(manifest(policies=rules)), clock=clock, approver=approver) as runtime:
+        with runtime.session() as session:
+            session.call("refund.create", tool)
+            with pytest.raises(RateLimitExceeded):
+                session.call("refund.create", tool)
+    assert len(RAN) == 1

@@ -63,8 +63,8 @@ class Atlas:
 
     @cached_property
     def policy_digest(self) -> str:
-        """SHA-256 of everything a decision depends on: actions, capabilities and policies, as read."""
-        keys = {"atlas_id", "version", "actions", "capabilities", "policies"}
+        """SHA-256 of everything a decision depends on: actions, capabilities, policies and tool maps, as read."""
+        keys = {"atlas_id", "version", "actions", "capabilities", "policies", "adapters"}
         read = self.manifest.model_dump(mode="json", include=keys)
         # not canonical(): the keys of a schema may be regular expressions, which the safe profile has no text for
         return digest(json.dumps(read, sort_keys=True, separators=(",", ":")).encode())

@@ -135,6 +135,27 @@ class ToolCall(NamedTuple):
             return True
 
 
+class Target(NamedTuple):
+    """What a framework's tool stands for: an action, and what the action calls the tool's arguments."""
+
+    action_id: str
+    renames: Mapping[str, str] = {}
+    """The tool's argument names to the action's."""
+
+    def call(self, tool_name: str, arguments: Mapping[str, object], tool_call_id: str | None = None) -> ToolCall:
+        """The frozen call of a tool whose body gets ``arguments``.
+
+        Raises:
+            TypeError: when two arguments would have one name.
+        """
+        if self.renames:
+            renamed = {self.renames.get(key, key): value for key, value in arguments.items()}
+            if len(renamed) != len(arguments):
+                raise TypeError(f"two arguments of {tool_name} would have one name in {self.action_id}")
+            arguments = renamed
+        return ToolCall.freeze(self.action_id, tool_name, arguments, tool_call_id)
+
+
 def _why(error: Exception) -> str:
     if isinstance(error, UnrepresentableError):
         return str(error)

@@ -61,6 +61,7 @@ class _Window:
     start_us: int | None = None
     used: int = 0
     reserved: int = 0
+    length_us: int = 0
 
 
 class MemoryCounters:
@@ -69,6 +70,7 @@ class MemoryCounters:
     def __init__(self) -> None:
         self._windows: dict[tuple[str, ...], _Window] = {}
         self._lock = threading.Lock()
+        self._sweep_at = 1024
 
     def peek(self, limits: Sequence[Limit], now_us: int) -> Exhausted | None:
         with self._lock:
@@ -79,8 +81,12 @@ class MemoryCounters:
             exhausted = self._exhausted(limits, now_us)
             if exhausted is not None:
                 return exhausted
+            if len(self._windows) >= self._sweep_at:
+                self._forget_closed(now_us)
             for limit in limits:
-                self._windows.setdefault(limit.key, _Window()).reserved += 1
+                window = self._windows.setdefault(limit.key, _Window())
+                window.length_us = limit.window_us
+                window.reserved += 1
             return Reservation(tuple(limits), now_us)
 
     def commit(self, reservation: Reservation) -> None:
@@ -97,6 +103,15 @@ class MemoryCounters:
         with self._lock:
             for limit in reservation.limits:
                 self._windows[limit.key].reserved -= 1
+
+    def _forget_closed(self, now_us: int) -> None:
+        """Sessions and agents come and go: windows that nobody counts in any more are let go."""
+        self._windows = {
+            key: window
+            for key, window in self._windows.items()
+            if window.reserved or (window.start_us is not None and now_us < window.start_us + window.length_us)
+        }
+        self._sweep_at = max(1024, 2 * len(self._windows))
 
     def _exhausted(self, limits: Sequence[Limit], now_us: int) -> Exhausted | None:
         for limit in limits:

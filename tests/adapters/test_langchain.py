@@ -721,3 +721,22 @@ def test_callback_handler_refuses_where_it_cannot_enforce(governor: Runtime) -> 
         handler = CRACallbackHandler(runtime)
         with pytest.raises(AttributeError):
             handler.raise_error = False
+
+
+def test_renamed_arguments(tmp_path: Path) -> None:
+    """A tool map may rename: policies see the action's names, the tool gets its own."""
+    tools = {"pay": {"action": "refund.create", "args": {"amount": "value"}}}
+    big = {"properties": {"value": {"type": "number", "exclusiveMinimum": 100}}, "required": ["value"]}
+    rules = [
+        {"policy_id": "allow-all", "type": "allow"},
+        {"policy_id": "big", "type": "deny", "actions": ["refund.*"], "conditions": {"parameters": big}},
+    ]
+    atlas = Atlas.from_dict(manifest(policies=rules, adapters={"langchain": {"tools": tools}}))
+    with Runtime(atlas, trace=tmp_path) as runtime:
+        agent = create_agent(
+            model([("pay", {"order_id": "A", "amount": 5}), ("pay", {"order_id": "A", "amount": 500})]),
+            [pay],
+            middleware=[CRAMiddleware(runtime)],
+        )
+        assert [message.status for message in tool_messages(run(agent, "invoke"))] == ["success", "error"]
+    assert RAN == [("pay", "A", 5.0)]

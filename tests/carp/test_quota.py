@@ -282,3 +282,18 @@ def test_what_uses_up_a_place() -> None:
             session.call("ticket.get", lambda: 1 / 0)
         with pytest.raises(RateLimitExceeded):
             session.call("ticket.get", lambda: None)
+
+
+def test_closed_windows_are_forgotten() -> None:
+    """Ten thousand callers who came once do not stay in memory, and the one who counts still does."""
+    counters = MemoryCounters()
+    stays = Limit(("stays",), 1, 10**15, "p", "r")
+    kept = counters.reserve([stays], 0)
+    assert isinstance(kept, Reservation)
+    counters.commit(kept)
+    for number in range(10_000):
+        taken = counters.reserve([Limit((str(number),), 1, 10, "p", "r")], number * 100)
+        assert isinstance(taken, Reservation)
+        counters.commit(taken)
+    assert len(counters._windows) <= 2048
+    assert isinstance(counters.reserve([stays], 10**9), Exhausted)

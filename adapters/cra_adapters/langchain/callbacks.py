@@ -12,7 +12,7 @@ from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.tools import StructuredTool
 
 from cra_adapters.langchain.tools import FRAMEWORK, SharedSession
-from cra_middleware import CallRefused, Runtime, ToolCall
+from cra_middleware import CallRefused, Runtime
 
 
 class CRACallbackHandler(BaseCallbackHandler):
@@ -66,8 +66,8 @@ class CRACallbackHandler(BaseCallbackHandler):
     ) -> None:
         name = str((serialized or {}).get("name") or kwargs.get("name") or "unnamed")
         arguments = inputs if isinstance(inputs, dict) else {"input": input_str}
-        action = self._runtime.action_for(name, FRAMEWORK, actions=self._actions)
-        call = ToolCall.freeze(action, f"{FRAMEWORK}.{name}", arguments, tool_call_id=kwargs.get("tool_call_id"))
+        target = self._runtime.target_for(name, FRAMEWORK, actions=self._actions)
+        call = target.call(f"{FRAMEWORK}.{name}", arguments, kwargs.get("tool_call_id"))
         self._open[run_id] = self._sessions.get().begin(call)
 
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:

@@ -23,6 +23,7 @@ from cra_middleware import (
     Runtime,
     Session,
     SinkError,
+    Target,
     ToolCall,
     current_session,
 )
@@ -154,10 +155,10 @@ class CRAMiddleware(AgentMiddleware[CRAState, Any, Any]):
             raise NoActiveSession("no session governs this call; outside create_agent, use govern_tools")
         return current
 
-    def action_of(self, name: str, tool: BaseTool | None) -> str:
-        """The action that a tool stands for."""
+    def target_of(self, name: str, tool: BaseTool | None) -> Target:
+        """What a tool stands for."""
         declared = None if tool is None else declared_action(tool)
-        return self._runtime.action_for(name, FRAMEWORK, actions=self._actions, declared=declared)
+        return self._runtime.target_for(name, FRAMEWORK, actions=self._actions, declared=declared)
 
     @property
     def returns_tool_errors(self) -> bool:
@@ -198,7 +199,7 @@ class CRAMiddleware(AgentMiddleware[CRAState, Any, Any]):
             shown = [
                 tool
                 for tool in request.tools
-                if not isinstance(tool, BaseTool) or self.action_of(tool.name, tool) not in denied
+                if not isinstance(tool, BaseTool) or self.target_of(tool.name, tool).action_id not in denied
             ]
             if len(shown) != len(request.tools):
                 request = request.override(tools=shown)
@@ -217,11 +218,11 @@ class _Gate:
         self._call = request.tool_call
         self._tool = tool
         self._state = request.state
-        self._action = middleware.action_of(self._call["name"], tool)
+        self._target = middleware.target_of(self._call["name"], tool)
         self._governed: GovernedTool | None = None
         self.request = request
         if tool is not None:
-            self._governed = GovernedTool(tool, self._action, lambda: middleware.find_session(self._state))
+            self._governed = GovernedTool(tool, self._target, lambda: middleware.find_session(self._state))
             self.request = request.override(tool=self._governed)
 
     def may_run(self) -> bool:
@@ -265,7 +266,7 @@ class _Gate:
     def _frozen(self) -> ToolCall:
         body = None if self._tool is None else body_of(self._tool, is_async=False)
         name = f"{FRAMEWORK}.{self._call['name']}" if self._tool is None else tool_name(self._tool, body)
-        return ToolCall.freeze(self._action, name, self._call["args"], tool_call_id=self._call["id"])
+        return self._target.call(name, self._call["args"], self._call["id"])
 
     def _message(self, text: str) -> ToolMessage:
         return ToolMessage(text, name=self._call["name"], tool_call_id=self._call["id"] or "", status="error")

@@ -14,7 +14,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, PrivateAttr
 
-from cra_middleware import CallRefused, NoActiveSession, Runtime, Session, ToolCall, current_session
+from cra_middleware import CallRefused, NoActiveSession, Runtime, Session, Target, ToolCall, current_session
 
 FRAMEWORK = "langchain"
 _NOT_ARGUMENTS = ("config", "run_manager", "callbacks")
@@ -26,11 +26,11 @@ class GovernedTool(BaseTool):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
     inner: BaseTool
-    _action: str = PrivateAttr()
+    _target: Target = PrivateAttr()
     _find_session: Callable[[], Session] = PrivateAttr()
     _decided: bool = PrivateAttr(default=False)
 
-    def __init__(self, inner: BaseTool, action: str, find_session: Callable[[], Session]) -> None:
+    def __init__(self, inner: BaseTool, target: Target, find_session: Callable[[], Session]) -> None:
         for method in ("run", "arun", "invoke"):
             owner = next(cls for cls in type(inner).__mro__ if method in vars(cls))
             if not owner.__module__.startswith("langchain_core."):
@@ -50,7 +50,7 @@ class GovernedTool(BaseTool):
             tags=inner.tags,
             callbacks=inner.callbacks,
         )
-        self._action = action
+        self._target = target
         self._find_session = find_session
 
     @property
@@ -109,7 +109,7 @@ class GovernedTool(BaseTool):
     def _prepare(self, body: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Session, ToolCall]:
         arguments = _body_arguments(self.inner, body, args, kwargs)
         self._decided = True
-        call = ToolCall.freeze(self._action, tool_name(self.inner, body), arguments, tool_call_id=_call_id.get())
+        call = self._target.call(tool_name(self.inner, body), arguments, _call_id.get())
         return self._find_session(), call
 
     def _refused(self, refusal: CallRefused) -> Any:
@@ -125,10 +125,8 @@ class GovernedTool(BaseTool):
             return None
 
         def direct(*args: Any, **kwargs: Any) -> Any:
-            session = self._find_session()
-            return (session.acall if inspect.iscoroutinefunction(fn) else session.call)(
-                self._action, fn, *args, **kwargs
-            )
+            given = inspect.signature(fn).bind(*args, **kwargs).arguments
+            return (self.arun if inspect.iscoroutinefunction(fn) else self.run)(given)
 
         direct.__wrapped__ = fn  # type: ignore[attr-defined]
         direct.__annotations__ = getattr(fn, "__annotations__", {})
@@ -152,11 +150,10 @@ def govern_tools(
         if isinstance(tool, GovernedTool):
             return tool
         declared = declared_action(tool)
-        mapped = (actions or {}).get(tool.name, declared or tool.name)
-        action = (
-            mapped if runtime is None else runtime.action_for(tool.name, FRAMEWORK, actions=actions, declared=declared)
-        )
-        return GovernedTool(tool, action, sessions.get)
+        target = Target((actions or {}).get(tool.name, declared or tool.name))
+        if runtime is not None:
+            target = runtime.target_for(tool.name, FRAMEWORK, actions=actions, declared=declared)
+        return GovernedTool(tool, target, sessions.get)
 
     return [wrap(tool) for tool in tools]
 
