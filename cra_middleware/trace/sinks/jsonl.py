@@ -27,6 +27,7 @@ from cra_middleware.trace.sink import SessionLog, Torn
 
 SUFFIX = ".trace.jsonl"
 QUARANTINE = ".torn"
+_MAX_PARTS = 64  # of MAX_LINE_BYTES each: 1 GiB
 _logger = logging.getLogger("cra_middleware.trace")
 
 
@@ -254,7 +255,7 @@ def read_lines(path: Path) -> Iterator[bytes]:
     """The lines of a trace file, split on the newline byte only.
 
     A line longer than ``MAX_LINE_BYTES`` comes as its first part, one byte too long, and the rest is passed
-    over: no file can make a reader take up more memory than that.
+    over: no file can make a reader take up more memory than that. A line without an end (a device) ends it all.
 
     Raises:
         SinkError: when the file cannot be read.
@@ -263,10 +264,14 @@ def read_lines(path: Path) -> Iterator[bytes]:
         with path.open("rb") as file:
             while line := file.readline(MAX_LINE_BYTES + 1):
                 yield line
+                parts = 0
                 while len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
                     line = file.readline(MAX_LINE_BYTES + 1)
+                    parts += 1
                     if len(line) <= MAX_LINE_BYTES:
                         break
+                    if parts == _MAX_PARTS:
+                        return
     except OSError as error:
         raise _failed(f"{path} cannot be read", error) from error
 
