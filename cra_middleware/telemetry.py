@@ -14,6 +14,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from opentelemetry import trace
@@ -96,9 +97,7 @@ class Telemetry:
             return known[1]
         if isinstance(provider, (ProxyTracerProvider, trace.NoOpTracerProvider)):
             return None  # no SDK, or none set yet
-        from cra_middleware import __version__
-
-        tracer = provider.get_tracer(INSTRUMENTATION, __version__, schema_url=SCHEMA_URL)
+        tracer = provider.get_tracer(INSTRUMENTATION, version("cra-middleware"), schema_url=SCHEMA_URL)
         self._known = (provider, tracer)
         return tracer
 
