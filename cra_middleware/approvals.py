@@ -6,6 +6,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+MAX_WORDS = 1000
+"""Letters of an approver's name or reason that are kept."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pending:
@@ -37,9 +40,11 @@ Approver = Callable[[Pending], Reply | Awaitable[Reply]]
 def as_answer(reply: object) -> Answer:
     """What an approver's reply means; only ``True`` and an approving ``Answer`` are a yes."""
     if isinstance(reply, Answer):
-        return (
-            reply if isinstance(reply.approved, bool) else Answer(False, reply.by, "the answer was neither yes nor no")
-        )
+        by, reason = str(reply.by)[:MAX_WORDS], None if reply.reason is None else str(reply.reason)[:MAX_WORDS]
+        approved: object = reply.approved  # an approver is foreign code: types are wishes there
+        if not isinstance(approved, bool):
+            return Answer(False, by, "the answer was neither yes nor no")
+        return Answer(approved, by, reason)
     if isinstance(reply, bool):
         return Answer(reply)
     return Answer(False, reason=f"the approver answered with a {type(reply).__name__}, neither yes nor no")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from cra_middleware._canonical import UnrepresentableError, canonical
 from cra_middleware.approvals import Answer, Pending
@@ -39,6 +42,7 @@ _REFUSALS: dict[str, type[CallRefused]] = {
     "invalid_parameters": InvalidParameters,
     "rate_limit_exceeded": RateLimitExceeded,
     "approval_rejected": ApprovalRejected,
+    "session_ended": SessionEnded,
 }
 
 
@@ -47,13 +51,23 @@ class _Claim:
     """One run of one function that an adapter around it has decided already."""
 
     body: object
+    call: ToolCall
     taken: bool = False
 
 
-def claim_decision(body: object) -> bool:
-    """Whether the adapter that is running ``body`` has decided this very run; true once a run."""
+def claim_decision(body: object, bind: Callable[[], Mapping[str, object]]) -> bool:
+    """Whether the adapter that is running ``body`` has decided this very run; true once a run.
+
+    ``bind`` tells the arguments that ``body`` is called with: they must be those that were decided (what the
+    framework injects beside them does not count).
+    """
     claim = _claim.get()
     if claim is None or claim.taken or claim.body is not body:
+        return False
+    call, given = claim.call, bind()
+    names = [name for name in given if name in call.arguments]
+    same = ToolCall.freeze(call.action_id, call.tool_name, {name: given[name] for name in names})
+    if same.digest != call.digest:
         return False
     claim.taken = True
     return True
@@ -85,6 +99,10 @@ class Attempt:
     full: bool
     """Whether values may be recorded."""
     unwritten: list[Entry] = field(default_factory=list)
+    is_running: bool = False
+    """The tool has been let run."""
+    is_inside: bool = False
+    """One of a stream's steps is being taken."""
     over: bool = False
     """The end of the session has recorded its outcome: nothing may follow."""
 
@@ -142,6 +160,12 @@ class Attempt:
 
     def outcome(self, outcome: Returned | Raised | Closed, duration_ms: int, now_us: int) -> Entry:
         """``action.executed`` or ``action.failed``."""
+        try:
+            return self._outcome(outcome, duration_ms, now_us)
+        except BaseException:  # noqa: BLE001  a metaclass, a __str__, an items() of the tool's may raise anything
+            return self._failed("UnreadableOutcome", "what the tool gave could not be read", duration_ms, now_us)
+
+    def _outcome(self, outcome: Returned | Raised | Closed, duration_ms: int, now_us: int) -> Entry:
         if isinstance(outcome, Raised):
             name = type(outcome.error).__name__
             return self._failed(name, _message(outcome.error, self.full), duration_ms, now_us)
@@ -165,7 +189,7 @@ class Attempt:
             agent_id=self.subject.agent_id,
             action_id=self.call.action_id,
             tool_name=self.call.tool_name,
-            arguments=self.call.arguments,
+            arguments=MappingProxyType(dict(self.call.arguments)),
             policy_id=ask.policy_id,
             reason=ask.reason,
         )
@@ -206,7 +230,7 @@ class Attempt:
 class Running:
     """While the tool runs: its session is current, its span too, and its adapter's decision can be claimed."""
 
-    __slots__ = ("_attempt", "_body", "_claimed", "_entered", "_session", "_span", "_var")
+    __slots__ = ("_attempt", "_body", "_claimed", "_entered", "_own", "_session", "_span", "_var")
 
     def __init__(self, attempt: Attempt, body: object, session: object, var: ContextVar[object]) -> None:
         self._attempt = attempt
@@ -218,22 +242,37 @@ class Running:
         if self._attempt.over:
             raise SessionEnded(_ABANDONED_MESSAGE, action_id=self._attempt.call.action_id)
         self._entered = self._var.set(self._session)
-        self._claimed = _claim.set(None if self._body is None else _Claim(self._body))
+        self._attempt.is_inside = True
+        self._own = None if self._body is None else _Claim(self._body, self._attempt.call)
+        self._claimed = _claim.set(self._own)
         self._span = self._attempt.operation.running()
         if self._span is not None:
             self._span.__enter__()
 
     def __exit__(self, *error: object) -> None:
-        if self._span is not None:
-            self._span.__exit__(None, None, None)
-        _claim.reset(self._claimed)
-        self._var.reset(self._entered)
+        self._attempt.is_inside = False
+        if self._own is not None:
+            self._own.taken = True  # a copy of this context may live on
+        with suppress(ValueError):  # left in another context than it was entered in: nothing to put back there
+            if self._span is not None:
+                self._span.__exit__(None, None, None)
+            _claim.reset(self._claimed)
+            self._var.reset(self._entered)
 
 
 def unavailable(call: ToolCall, error: SinkError) -> AuditUnavailable:
     """The refusal of a call whose decision could not be recorded."""
     reason = f"the decision could not be recorded ({error}), so the tool did not run"
     return AuditUnavailable(reason, action_id=call.action_id)
+
+
+def class_words(error: BaseException) -> tuple[str, str]:
+    """The class of what a tool raised, and a sentence of our own about it."""
+    try:
+        name = str(type(error).__qualname__)
+    except BaseException:  # noqa: BLE001  a metaclass may hide its name behind anything
+        name = "UnreadableOutcome"
+    return name, f"the tool raised {name}"
 
 
 def _message(error: BaseException, full: bool) -> str:

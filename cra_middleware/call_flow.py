@@ -20,7 +20,7 @@ from typing import NamedTuple
 from cra_middleware._clock import Clock
 from cra_middleware._ids import new_id
 from cra_middleware.approvals import Answer, Approver
-from cra_middleware.attempt import Attempt, LostOutcomeError, Running, has_claim, unavailable
+from cra_middleware.attempt import Attempt, LostOutcomeError, Running, class_words, has_claim, unavailable
 from cra_middleware.carp.call import Allow, Ask, Decision, Deny, ToolCall
 from cra_middleware.carp.messages import Resolution
 from cra_middleware.carp.policy import Facts
@@ -158,7 +158,8 @@ class CallPath:
         """
         self._when_idle = when_idle
         for attempt in list(self._running.values()):
-            if attempt.is_stream and self._running.pop(attempt.execution_id, None) is not None:
+            between = attempt.is_stream and attempt.is_running and not attempt.is_inside
+            if between and self._running.pop(attempt.execution_id, None) is not None:
                 next(self._ran)
                 self._writer.owe(attempt.abandon(self._writer.now_us()))
         if not self._running:
@@ -235,6 +236,10 @@ class CallPath:
             answer = Answer(
                 False, answer.by, "an argument is an object that cannot be written down, so nobody can approve it"
             )
+        if self._is_closing():
+            self._deny(
+                attempt, Deny("session_ended", ask.policy_id, "the session ended while a person was asked"), approval_id
+            )
         if not answer.approved:
             reason = answer.reason or f"{answer.by} did not approve"
             self._deny(attempt, Deny("approval_rejected", ask.policy_id, reason), approval_id)
@@ -257,6 +262,7 @@ class CallPath:
             scope = partial(Running, attempt, body, self._session, self._current)
         clock = self._setting.clock
         began_ns = clock.monotonic_ns()
+        attempt.is_running = True
         try:
             outcome = yield _BARE if scope is None else RunTool(scope)
         except GeneratorExit:  # the driver was dropped: the tool may have run, and nobody will say
@@ -295,7 +301,7 @@ class CallPath:
         if error is None:
             operation.end("executed")
         else:
-            operation.end("failed", type(error).__qualname__, f"the tool raised {type(error).__name__}")
+            operation.end("failed", *class_words(error))
 
     def _deny(self, attempt: Attempt, deny: Deny, approval_id: str | None) -> None:
         self._record_denial(attempt, deny, approval_id)

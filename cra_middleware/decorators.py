@@ -12,7 +12,7 @@ from cra_middleware.carp.call import ToolCall
 from cra_middleware.errors import NoActiveSession
 from cra_middleware.interceptor import Flow, async_generator_function, run_generator
 from cra_middleware.session import Session, current_session
-from cra_middleware.signatures import describe, make_binder
+from cra_middleware.signatures import Binder, describe, make_binder
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -59,21 +59,21 @@ def _wrap(action_id: str, fn: Callable[..., Any]) -> Callable[..., Any]:
         return session, ToolCall.freeze(action_id, name, bind(args, kwargs))
 
     if inspect.iscoroutinefunction(fn):
-        wrapper = _coroutine_function(fn, prepare)
+        wrapper = _coroutine_function(fn, prepare, bind)
     elif inspect.isasyncgenfunction(fn):
         wrapper = _async_generator_function(fn, prepare)
     elif inspect.isgeneratorfunction(fn):
         wrapper = _generator_function(fn, prepare)
     else:
-        wrapper = _function(fn, prepare)
+        wrapper = _function(fn, prepare, bind)
     wrapper.cra_action = action_id  # type: ignore[attr-defined]
     return wrapper
 
 
-def _function(fn: Callable[..., Any], prepare: Prepare) -> Callable[..., Any]:
+def _function(fn: Callable[..., Any], prepare: Prepare, bind: Binder) -> Callable[..., Any]:
     @functools.wraps(fn)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        if claim_decision(wrapper):
+        if claim_decision(wrapper, lambda: bind(args, kwargs)):
             return fn(*args, **kwargs)
         session, call = prepare(args, kwargs)
         return session.run(call, lambda: fn(*args, **kwargs))
@@ -81,10 +81,10 @@ def _function(fn: Callable[..., Any], prepare: Prepare) -> Callable[..., Any]:
     return wrapper
 
 
-def _coroutine_function(fn: Callable[..., Any], prepare: Prepare) -> Callable[..., Any]:
+def _coroutine_function(fn: Callable[..., Any], prepare: Prepare, bind: Binder) -> Callable[..., Any]:
     @functools.wraps(fn)
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
-        if claim_decision(wrapper):
+        if claim_decision(wrapper, lambda: bind(args, kwargs)):
             return await fn(*args, **kwargs)
         session, call = prepare(args, kwargs)
         return await session.arun(call, lambda: fn(*args, **kwargs))

@@ -13,6 +13,7 @@ import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import NamedTuple, ParamSpec, TypeVar
 
 from cra_middleware.approvals import Answer, Approver, Pending, as_answer
@@ -55,7 +56,11 @@ class Interrupted(NamedTuple):
 
 
 class Closed(NamedTuple):
-    """The consumer of a stream went away; perhaps in a finaliser, where no lock may be taken."""
+    """The consumer of a stream went away; perhaps in a finaliser, in the middle of anything.
+
+    No lock may be taken there, and no context variable set: up to Python 3.11 the collector may run inside
+    ``ContextVar.set`` itself, and what it then sets is lost or worse.
+    """
 
     item_count: int
 
@@ -76,10 +81,10 @@ def run(flow: Flow, tool: Callable[[], T]) -> T:
         if isinstance(need, RunTool):
             try:
                 if need.scope is None:
-                    reply = Returned(tool())
+                    reply = Returned(_finished(tool()))
                 else:
                     with need.scope():
-                        reply = Returned(tool())
+                        reply = Returned(_finished(tool()))
             except BaseException as error:  # noqa: BLE001  recorded by the flow, then raised again as it is
                 reply = Raised(error)
         else:
@@ -118,8 +123,7 @@ def run_generator(flow: Flow, tool: Callable[[], Generator[object, object, T]]) 
             try:
                 sent = yield item
             except GeneratorExit:
-                with _scope(need):
-                    stream.close()
+                stream.close()  # not in the scope: see Closed
                 outcome = Closed(count)
                 raise
             except BaseException as error:  # noqa: BLE001  thrown in by the consumer: the tool decides about it
@@ -187,8 +191,7 @@ def async_generator_function(
                 try:
                     sent = yield item
                 except GeneratorExit:
-                    with _scope(need):
-                        await stream.aclose()
+                    await stream.aclose()  # not in the scope: see Closed
                     outcome = Closed(count)
                     raise
                 except BaseException as error:  # noqa: BLE001  thrown in by the consumer: the tool decides about it
@@ -210,6 +213,20 @@ def async_generator_function(
         _unwrap(final)
 
     return stream_items
+
+
+def _finished(value: T) -> T:
+    """``value``, unless it is a body that has not run yet: recording that as executed would be a lie.
+
+    Raises:
+        TypeError: when it is a coroutine or a generator.
+    """
+    if isinstance(value, (CoroutineType, GeneratorType, AsyncGeneratorType)):
+        kind = type(value).__name__.replace("_", " ")
+        if not isinstance(value, AsyncGeneratorType):
+            value.close()
+        raise TypeError(f"the tool returned a {kind} that has not run yet: use acall(), or @governed on its function")
+    return value
 
 
 def _first_outcome() -> Returned | Raised | Closed:
@@ -260,7 +277,7 @@ def _ask(need: AskApproval) -> Answer | Interrupted:
         return Answer(False, reason=f"the approver failed with {type(error).__name__}")
     except BaseException as error:  # noqa: BLE001  Ctrl-C: the flow records it and raises it again
         return Interrupted(error)
-    return as_answer(reply)
+    return _understood(reply)
 
 
 async def _aask(need: AskApproval) -> Answer | Interrupted:
@@ -276,7 +293,14 @@ async def _aask(need: AskApproval) -> Answer | Interrupted:
         return Answer(False, reason=f"the approver failed with {type(error).__name__}")
     except BaseException as error:  # noqa: BLE001  a cancelled task: recorded, then raised again
         return Interrupted(error)
-    return as_answer(reply)
+    return _understood(reply)
+
+
+def _understood(reply: object) -> Answer:
+    try:
+        return as_answer(reply)
+    except Exception as error:  # noqa: BLE001  an answer whose words cannot be read is no yes
+        return Answer(False, reason=f"the answer could not be read ({type(error).__name__})")
 
 
 def _is_async(approver: Approver) -> bool:

@@ -6,6 +6,7 @@ import logging
 import threading
 from asyncio import CancelledError
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Literal, ParamSpec, TypeVar
@@ -215,7 +216,8 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _current.reset(self._tokens.pop())
+        with suppress(ValueError):  # left in another context than it was entered in: nothing to put back there
+            _current.reset(self._tokens.pop())
         if error is None or isinstance(error, GeneratorExit):
             self.end("completed")
         elif isinstance(error, (CancelledError, KeyboardInterrupt, SystemExit)):

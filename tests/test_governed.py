@@ -11,9 +11,19 @@ from typing import Any
 
 import pytest
 
-from cra_middleware import ActionDenied, NoActiveSession, Runtime, SessionEnded, current_session, governed
+from cra_middleware import (
+    ActionDenied,
+    Atlas,
+    CallRefused,
+    NoActiveSession,
+    Runtime,
+    SessionEnded,
+    current_session,
+    governed,
+)
 from cra_middleware.errors import InvalidParameters
 from cra_middleware.session import Session
+from tests.conftest import manifest, policies
 
 RAN: list[Any] = []
 
@@ -367,6 +377,143 @@ def test_streams_open_at_the_end(runtime: Runtime) -> None:
     assert kinds(session)[-1] == "failed"
     with pytest.raises(SessionEnded):
         next(stream)
+
+
+def test_streams_dropped_after_the_end(runtime: Runtime) -> None:
+    """A stream that is dropped after its session tidies up in silence."""
+    tidied: list[str] = []
+
+    @governed("ticket.list")
+    def stream() -> Iterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            tidied.append("sync")
+
+    @governed("ticket.list")
+    async def astream() -> AsyncIterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            tidied.append("async")
+
+    async def main() -> None:
+        with runtime.session() as session:
+            items, aitems = stream(), astream()
+            next(items)
+            await anext(aitems)
+        assert kinds(session).count("failed") == 2
+        items.close()  # type: ignore[attr-defined]
+        await aitems.aclose()  # type: ignore[attr-defined]
+        assert session.verify().sealed
+
+    asyncio.run(main())
+    assert tidied == ["sync", "async"]
+
+
+def test_a_stream_that_waits_for_a_person_at_the_end() -> None:
+    """A session that ends while a stream's approval is pending stays verifiable, and the stream gives nothing."""
+
+    async def approver(pending: Any) -> bool:
+        await asyncio.sleep(0.02)
+        return True
+
+    asks = policies({"policy_id": "ask", "type": "require_approval", "actions": ["ticket.list"]})
+
+    async def main() -> Session:
+        with Runtime(Atlas.from_dict(manifest(policies=asks)), approver=approver) as runtime:
+            async with runtime.session() as session:
+                task = asyncio.ensure_future(anext(alisting(3)))
+                await asyncio.sleep(0.005)
+            with pytest.raises(SessionEnded):
+                await task
+            return session
+
+    session = asyncio.run(main())
+    verdict = session.verify()
+    assert (verdict.intact, verdict.sealed) == (True, True), verdict.error
+    assert kinds(session) == ["requested", "denied"]
+
+
+def test_bodies_that_have_not_run(session: Session) -> None:
+    """A plain function that hands back a coroutine or a generator has run nothing: recorded as failed, and said."""
+
+    def late() -> Any:
+        return aget.__wrapped__("T")  # type: ignore[attr-defined]
+
+    for tool in (late, lambda: (number for number in range(3))):
+        with pytest.raises(TypeError, match="has not run yet"):
+            session.call("ticket.get", tool)
+    assert kinds(session) == ["requested", "approved", "failed"] * 2
+
+
+def test_a_session_left_in_another_context(runtime: Runtime) -> None:
+    """A session that is left in another context than it was entered in still ends."""
+
+    def opens() -> Iterator[Session]:
+        with runtime.session() as session:
+            yield session
+
+    import contextvars
+
+    generator = opens()
+    session = contextvars.copy_context().run(next, generator)
+    assert list(generator) == []
+    assert session.verify().sealed
+
+
+def test_a_finaliser_that_calls_a_tool_in_the_middle_of_a_write(runtime: Runtime) -> None:
+    """A thread never waits for itself: the call inside another one's writing is refused, and the chain is whole."""
+    refused: list[str] = []
+    with runtime.session() as session:
+        append = session._log.append
+
+        def slow(offset: int, data: bytes, /) -> None:
+            session._log.append = append  # type: ignore[method-assign]
+            try:
+                session.call("ticket.get", lambda: RAN.append("inside"))
+            except CallRefused as refusal:
+                refused.append(refusal.code)
+            append(offset, data)
+
+        session._log.append = slow  # type: ignore[method-assign]
+        assert get("T") == "ticket T"
+    assert (refused, RAN) == (["audit_unavailable"], [("T", False)])
+    assert session.verify().sealed
+
+
+def test_hostile_errors_and_results() -> None:
+    """An exception or result that cannot even be looked at costs no record, and comes out as it is."""
+
+    class Meta(type):
+        @property
+        def __name__(cls) -> str:  # type: ignore[override]
+            raise SystemExit("no name")
+
+    class NamelessError(Exception, metaclass=Meta):
+        def __str__(self) -> str:
+            raise KeyboardInterrupt
+
+    class Trap(dict[str, int]):
+        def items(self) -> Any:
+            raise SystemExit("trap")
+
+    trap = Trap(a=1)
+    error = NamelessError()
+
+    def fails() -> None:
+        raise error
+
+    for record in ("hash", "full"):
+        with Runtime(Atlas.from_dict(manifest()), record=record) as runtime, runtime.session() as session:  # type: ignore[arg-type]
+            with pytest.raises(NamelessError) as caught:
+                session.call("ticket.get", fails)
+            assert caught.value is error
+            assert session.call("ticket.get", lambda: trap) is trap
+        assert session.verify().sealed
+        assert len([kind for kind in kinds(session) if kind in ("executed", "failed")]) == 2
 
 
 def test_no_session_runs_nothing() -> None:

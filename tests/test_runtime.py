@@ -154,6 +154,8 @@ def test_huge_values_keep_only_their_hash(tmp_path: Path) -> None:
         (1, False),
         (Answer("yes", "ann"), False),  # type: ignore[arg-type]
         (OSError("pager"), False),
+        (Answer(True, by=5), True),  # type: ignore[arg-type]
+        (Answer(False, "ann", object()), False),  # type: ignore[arg-type]
     ],
 )
 @pytest.mark.parametrize("approver_is_async", [False, True])
@@ -188,7 +190,7 @@ def test_only_a_yes_is_a_yes(reply: Any, runs: bool, approver_is_async: bool, ca
             if runs:
                 assert call() == "ran"
                 approved = next(event for event in session.events if event.event_type == "action.approved")
-                assert approved.payload["approver"] in ("ann", "approver")
+                assert approved.payload["approver"] in ("ann", "approver", "5")
             else:
                 with pytest.raises(ApprovalRejected) as refusal:
                     call()

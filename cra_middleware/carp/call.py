@@ -26,6 +26,7 @@ DenyCode = Literal[
     "arguments_changed",
     "approval_rejected",
     "policy_error",
+    "session_ended",
 ]
 ViolationType = Literal["rate_limit", "invalid_parameters"]
 
@@ -93,8 +94,14 @@ class ToolCall(NamedTuple):
     ) -> ToolCall:
         """A call whose arguments are ``arguments``, as the tool's body will get them.
 
-        Never raises: arguments that cannot be written down become the call's ``problem``.
+        Arguments that cannot be written down become the call's ``problem``.
+
+        Raises:
+            TypeError: when ``action_id`` or ``tool_name`` is no string.
         """
+        names: tuple[object, ...] = (action_id, tool_name, tool_call_id or "", agent_name or "")
+        if not all(isinstance(name, str) for name in names):  # frameworks are foreign code: types are wishes there
+            raise TypeError("an action id, a tool name and a call id are strings")
         for key, value in arguments.items():
             kind = type(value)
             if kind is str:

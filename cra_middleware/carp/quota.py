@@ -69,7 +69,7 @@ class MemoryCounters:
 
     def __init__(self) -> None:
         self._windows: dict[tuple[str, ...], _Window] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finaliser may call in the middle of a call
         self._sweep_at = 1024
 
     def peek(self, limits: Sequence[Limit], now_us: int) -> Exhausted | None:

@@ -69,7 +69,7 @@ def reopen(log: SessionLog, session_id: str) -> Reopened:
 
 
 def _refuse_complete(line: bytes, problem: Problem, session_id: str) -> None:
-    if problem.kind not in ("malformed_event", "truncated") or _is_event(line):
+    if _is_event(line):
         raise ChainBroken(
             f"session {session_id} was changed at event {problem.sequence}: {problem.message}. "
             "It is left as it is; look at it with `cra trace verify`"

@@ -54,6 +54,7 @@ class ChainWriter:
         self._end = end or Position()
         self._last_us = self._end.timestamp_us
         self._lock = threading.Lock()
+        self._holder = 0  # the thread that is writing
         self._owed: deque[Entry] = deque()
         self._paid: Sequence[Entry] = ()  # owed entries that are kept already, to be dropped from the queue
 
@@ -95,14 +96,24 @@ class ChainWriter:
         return self._write((entry,), owe=True)
 
     def _write(self, entries: Sequence[Entry], owe: bool) -> Sequence[Sealed]:
+        me = threading.get_ident()
+        if (
+            self._holder == me and self._lock.locked()
+        ):  # a finaliser that calls a tool in the middle of a write would wait for itself
+            if owe:
+                self._owed.extend(entries)
+            raise SinkError("an event cannot be written in the middle of another one's writing")
         with self._lock:
             before = self._end
+            self._holder = me
             try:
                 return self._keep(entries)
             except BaseException:  # an interrupt, too, must not lose what has happened
                 if owe and self._end is before:
                     self._owed.extend(entries)
                 raise
+            finally:
+                self._holder = 0
 
     def _keep(self, entries: Sequence[Entry]) -> Sequence[Sealed]:
         self._drop_paid()

@@ -18,7 +18,15 @@ from langchain.tools import ToolRuntime
 from langchain_core.callbacks import AsyncCallbackHandler
 from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, SystemMessage, ToolMessage
-from langchain_core.tools import BaseTool, InjectedToolCallId, StructuredTool, Tool, ToolException, tool
+from langchain_core.tools import (
+    BaseTool,
+    InjectedToolArg,
+    InjectedToolCallId,
+    StructuredTool,
+    Tool,
+    ToolException,
+    tool,
+)
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
@@ -740,3 +748,159 @@ def test_renamed_arguments(tmp_path: Path) -> None:
         )
         assert [message.status for message in tool_messages(run(agent, "invoke"))] == ["success", "error"]
     assert RAN == [("pay", "A", 5.0)]
+
+
+RM = {"properties": {"command": {"type": "string", "pattern": "rm"}}, "required": ["command"]}
+HOSTILE = manifest(
+    actions=[{"action_id": f"t.{name}", "name": name, "description": name} for name in ("cmd", "cfg", "usr", "none")],
+    policies=[
+        {"policy_id": "allow-all", "type": "allow"},
+        {"policy_id": "no-rm", "type": "deny", "actions": ["t.cmd"], "conditions": {"parameters": RM}},
+        {
+            "policy_id": "no-admin",
+            "type": "deny",
+            "actions": ["t.usr"],
+            "conditions": {"parameters": {"properties": {"user_id": {"const": "admin"}}, "required": ["user_id"]}},
+        },
+        {
+            "policy_id": "unsafe",
+            "type": "deny",
+            "actions": ["t.cfg"],
+            "conditions": {
+                "parameters": {
+                    "properties": {"config": {"properties": {"safe": {"const": False}}}},
+                    "required": ["config"],
+                }
+            },
+        },
+    ],
+)
+
+
+def test_a_single_input_tool_is_decided_by_its_parameters_name() -> None:
+    """The one string of a ``Tool`` is seen under the name that its function gives it, default or not."""
+
+    def shell(command: str = "ls") -> str:
+        RAN.append(("shell", command))
+        return "ok"
+
+    old = Tool("shell", shell, "a shell")
+    with Runtime(Atlas.from_dict(HOSTILE)) as runtime:
+        gate = CRAMiddleware(runtime, actions={"shell": "t.cmd"})
+        agent = create_agent(
+            model([("shell", {"__arg1": "rm -rf /"})], [("shell", {"__arg1": "pwd"})]), [old], middleware=[gate]
+        )
+        messages = tool_messages(run(agent, "invoke"))
+    assert [message.status for message in messages] == ["error", "success"]
+    assert RAN == [("shell", "pwd")]
+
+
+@pytest.mark.parametrize("mode", ["invoke", "ainvoke"])
+def test_a_parameter_called_config(mode: str) -> None:
+    """LangChain never passes a model's argument of that name on, so what is decided is the default that runs."""
+
+    @tool
+    def deploy(config: dict[str, bool] = {"safe": False}) -> str:  # noqa: B006
+        """Deploys."""
+        RAN.append(("deploy", config))
+        return "ok"
+
+    with Runtime(Atlas.from_dict(HOSTILE)) as runtime:
+        gate = CRAMiddleware(runtime, actions={"deploy": "t.cfg"})
+        turns = [("deploy", {"config": {"safe": True}}), ("deploy", {}), ("deploy", {"config": {"safe": False}})]
+        agent = create_agent(model(turns), [deploy], middleware=[gate])
+        messages = tool_messages(run(agent, mode))
+    assert [message.status for message in messages] == ["error", "error", "error"]
+    assert RAN == []
+
+
+def test_a_caller_filled_argument_is_decided() -> None:
+    """An ``InjectedToolArg`` that a caller may fill is part of the decision."""
+
+    @tool
+    def act(x: int, user_id: Annotated[str, InjectedToolArg] = "nobody") -> str:
+        """Acts."""
+        RAN.append(("act", user_id))
+        return "ok"
+
+    with Runtime(Atlas.from_dict(HOSTILE)) as runtime:
+        (governed_act,) = govern_tools([act], runtime, {"act": "t.usr"})
+        call = {"type": "tool_call", "name": "act", "id": "1", "args": {"x": 1, "user_id": "admin"}}
+        assert governed_act.invoke(call).status == "error"
+        assert governed_act.invoke({"x": 1}) == "ok"
+    assert RAN == [("act", "nobody")]
+
+
+def test_a_tool_does_not_choose_the_next_session(tmp_path: Path) -> None:
+    """What a tool writes into the agent's state cannot move its thread under another session."""
+    with Runtime(Atlas.from_dict(ATLAS), trace=tmp_path) as governor:
+        other = governor.session(agent_id="root-agent")
+
+        @tool
+        def outer(ticket_id: str, tool_call_id: Annotated[str, InjectedToolCallId]) -> Any:
+            """Changes the state."""
+            done = ToolMessage("done", tool_call_id=tool_call_id)
+            return Command(update={"cra_session_id": other.id, "messages": [done]})
+
+        agent = create_agent(
+            model([("outer", {"ticket_id": "T"})], [("lookup", {"ticket_id": "T"})]),
+            [outer, lookup],
+            middleware=[CRAMiddleware(governor)],
+        )
+        run(agent, "invoke")
+        assert not [event for event in other.events if event.event_type == "action.requested"]
+    assert RAN == [("lookup", "T")]
+
+
+def test_decorators_between_tool_and_governed(governor: Runtime, tmp_path: Path) -> None:
+    """A decorator that copies attributes does not make one run two decisions; other arguments do."""
+    import functools
+
+    def traced(fn: Any) -> Any:
+        @functools.wraps(fn)
+        def inner(*args: Any, **kwargs: Any) -> Any:
+            return fn(*args, **kwargs)
+
+        return inner
+
+    @governed("refund.create")
+    def refund(amount: float) -> str:
+        """Refunds."""
+        RAN.append(("refund", amount))
+        return "ok"
+
+    class Multiplies(BaseTool):
+        name: str = "plain"
+        description: str = "multiplies"
+        args_schema: type[BaseModel] = Args
+
+        def _run(self, amount: int = 7) -> str:
+            return str(self.func(amount=amount * 1000))
+
+        @property
+        def func(self) -> Any:
+            return refund
+
+    wrapped = tool("pay")(traced(refund))
+    agent = create_agent(
+        model([("pay", {"amount": 5})], [("plain", {"amount": 5})]),
+        [wrapped, Multiplies()],
+        middleware=[CRAMiddleware(governor)],
+    )
+    messages = tool_messages(run(agent, "invoke"))
+    assert RAN == [("refund", 5.0)]
+    assert [message.status for message in messages] == ["success", "error"]
+    assert [kind for kind, _ in calls(tmp_path)][:3] == ["requested", "approved", "executed"]
+
+
+def test_json_schema_tools_without_properties(governor: Runtime) -> None:
+    """A tool whose schema is a bare object, as some servers send it, is governed and runs."""
+    bare = StructuredTool(
+        name="lookup",
+        description="d",
+        args_schema={"type": "object"},
+        func=lambda **given: RAN.append(("bare",)) or "ok",
+    )
+    agent = create_agent(model([("lookup", {})]), [bare], middleware=[CRAMiddleware(governor)])
+    (message,) = tool_messages(run(agent, "invoke"))
+    assert (message.status, RAN) == ("success", [("bare",)])

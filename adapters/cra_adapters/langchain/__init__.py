@@ -11,9 +11,10 @@ The first two decide inside the tool, on the arguments its body is about to get:
 values have happened, and a neighbour that retries or rewrites the call meets a decision each time.
 
 Holes that remain: a tool that calls another tool's function directly is not seen (govern that function with
-``@governed``); tools a provider runs on its own servers never come by here; a middleware placed *after*
-``CRAMiddleware`` may put another tool object in place of the governed one, which is recorded as
-``ungoverned_tool`` and its result withheld, but it has run: put ``CRAMiddleware`` last.
+``@governed``); tools a provider runs on its own servers never come by here. Another middleware is code of yours: one
+*before* ``CRAMiddleware`` may call ``request.tool`` by itself, one *after* it may run another tool object. A call that
+came back without any decision is recorded as ``ungoverned_tool`` and its result withheld, but it has run. Against
+such neighbours, pass ``govern_tools(tools, runtime)`` to ``create_agent`` too: governed twice is decided once.
 """
 
 from cra_adapters.langchain.callbacks import CRACallbackHandler

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal, NotRequired
 
 from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse
@@ -27,6 +28,8 @@ from cra_middleware import (
     ToolCall,
     current_session,
 )
+
+SESSION_KEY = "cra_session_id"
 
 
 class CRAState(AgentState[Any]):
@@ -240,7 +243,8 @@ class _Gate:
     def after(self, result: ToolMessage | Command[Any]) -> ToolMessage | Command[Any]:
         """What the model sees: the result, when it came through a decision."""
         if self._governed is None or self._governed.decided:
-            return result
+            kept: ToolMessage | Command[Any] = _keep_session(result)
+            return kept
         session = self._middleware.find_session(self._state)
         if isinstance(result, ToolMessage) and result.status == "error":
             session.reject(self._frozen(), "the framework refused the arguments before the tool was reached")
@@ -270,6 +274,18 @@ class _Gate:
 
     def _message(self, text: str) -> ToolMessage:
         return ToolMessage(text, name=self._call["name"], tool_call_id=self._call["id"] or "", status="error")
+
+
+def _keep_session(result: Any) -> Any:
+    """A tool's own update of the agent's state may not choose which session governs the next call."""
+    update = result.update if isinstance(result, Command) else None
+    if isinstance(update, Mapping) and SESSION_KEY in update:
+        return replace(result, update={key: value for key, value in update.items() if key != SESSION_KEY})
+    if isinstance(update, list):
+        return replace(result, update=[pair for pair in update if pair[0] != SESSION_KEY])
+    if isinstance(result, list):
+        return [_keep_session(item) for item in result]
+    return result
 
 
 def _with_context(message: SystemMessage | None, text: str) -> SystemMessage:

@@ -6,18 +6,19 @@ import inspect
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
-from langchain.tools import ToolRuntime
+from langchain.tools import InjectedState, InjectedStore, ToolRuntime
 from langchain_core.messages import ToolMessage
 from langchain_core.runnables import RunnableConfig
-from langchain_core.tools import BaseTool
+from langchain_core.tools import BaseTool, InjectedToolCallId
 from pydantic import ConfigDict, PrivateAttr
 
 from cra_middleware import CallRefused, NoActiveSession, Runtime, Session, Target, ToolCall, current_session
 
 FRAMEWORK = "langchain"
-_NOT_ARGUMENTS = ("config", "run_manager", "callbacks")
+_NOT_ARGUMENTS = ("run_manager", "callbacks")  # LangChain takes these names for itself
+_INJECTED = (InjectedState, InjectedStore, InjectedToolCallId, ToolRuntime)
 _call_id: ContextVar[str | None] = ContextVar("cra_langchain_call_id", default=None)
 
 
@@ -82,21 +83,21 @@ class GovernedTool(BaseTool):
         finally:
             _call_id.reset(token)
 
-    def _run(self, *args: Any, config: RunnableConfig, run_manager: Any = None, **kwargs: Any) -> Any:
+    def _run(self, *args: Any, cra_config: RunnableConfig, run_manager: Any = None, **kwargs: Any) -> Any:
         run, body = self.inner._run, body_of(self.inner, is_async=False)
-        given = _accepted(self.inner, run, kwargs, config, run_manager)
+        given = _accepted(self.inner, run, kwargs, cra_config, run_manager)
         try:
-            session, call = self._prepare(body, args, kwargs)
-            return session.run(call, lambda: run(*args, **given), body)
+            session, call = self._prepare(run, body, args, kwargs)
+            return session.run(call, lambda: run(*args, **given), _governed_inside(body))
         except CallRefused as refusal:
             return self._refused(refusal)
 
-    async def _arun(self, *args: Any, config: RunnableConfig, run_manager: Any = None, **kwargs: Any) -> Any:
+    async def _arun(self, *args: Any, cra_config: RunnableConfig, run_manager: Any = None, **kwargs: Any) -> Any:
         run, body = self.inner._arun, body_of(self.inner, is_async=True)
-        given = _accepted(self.inner, run, kwargs, config, run_manager)
+        given = _accepted(self.inner, run, kwargs, cra_config, run_manager)
         try:
-            session, call = self._prepare(body, args, kwargs)
-            return await session.arun(call, lambda: run(*args, **given), body)
+            session, call = self._prepare(run, body, args, kwargs)
+            return await session.arun(call, lambda: run(*args, **given), _governed_inside(body))
         except CallRefused as refusal:
             return self._refused(refusal)
 
@@ -106,8 +107,14 @@ class GovernedTool(BaseTool):
     def _filter_injected_args(self, tool_input: dict[str, Any]) -> dict[str, Any]:
         return self.inner._filter_injected_args(tool_input)
 
-    def _prepare(self, body: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Session, ToolCall]:
-        arguments = _body_arguments(self.inner, body, args, kwargs)
+    def _prepare(
+        self, run: Callable[..., Any], body: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Session, ToolCall]:
+        shape = _shape(self.inner, run)
+        lost = {"run_manager", _config_name(shape)} & set(inspect.signature(shape).parameters)
+        # LangChain puts its own objects under these names, so the body never gets what a model gives there
+        reaching = {key: value for key, value in kwargs.items() if key not in lost}
+        arguments = _body_arguments(self.inner, body, args, reaching)
         self._decided = True
         call = self._target.call(tool_name(self.inner, body), arguments, _call_id.get())
         return self._find_session(), call
@@ -197,6 +204,13 @@ def body_of(tool: BaseTool, *, is_async: bool) -> Any:
     )
 
 
+def _governed_inside(body: Any) -> Any:
+    """The ``@governed`` function in a body, below whatever other decorators copied its attributes."""
+    while hasattr(getattr(body, "__wrapped__", None), "cra_action"):
+        body = body.__wrapped__
+    return body
+
+
 def tool_name(tool: BaseTool, body: Any) -> str:
     name = f"{getattr(body, '__module__', FRAMEWORK)}.{getattr(body, '__qualname__', type(tool).__qualname__)}"
     return name if name.endswith(f".{tool.name}") else f"{name}/{tool.name}"
@@ -204,20 +218,46 @@ def tool_name(tool: BaseTool, body: Any) -> str:
 
 def _body_arguments(tool: BaseTool, body: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """What the body receives from the model: by name, with its defaults, without what the framework injects."""
-    given = {**dict(zip(tool.args, args, strict=False)), **kwargs}
-    for parameter in inspect.signature(body).parameters.values():
+    parameters = [
+        parameter
+        for parameter in inspect.signature(body).parameters.values()
+        if parameter.name not in ("self", "cls") and parameter.kind is not parameter.VAR_KEYWORD
+    ]
+    given = {**dict(zip((parameter.name for parameter in parameters), args, strict=False)), **kwargs}
+    for parameter in parameters:
         if parameter.default is not parameter.empty:
             given.setdefault(parameter.name, parameter.default)
-    injected = {*_NOT_ARGUMENTS, _config_name(body)}
-    kept = tool._filter_injected_args(given)
-    return {key: value for key, value in kept.items() if key not in injected and not isinstance(value, ToolRuntime)}
+    injected = {*_NOT_ARGUMENTS, *_injected_names(tool, body)}
+    return {key: value for key, value in given.items() if key not in injected and not isinstance(value, ToolRuntime)}
+
+
+def _injected_names(tool: BaseTool, body: Any) -> set[str]:
+    """The parameters that the framework fills itself. A plain ``InjectedToolArg`` is none: a caller fills it."""
+    hints = dict(_hints(body))
+    if isinstance(tool.args_schema, type):
+        hints |= _hints(tool.args_schema)
+    names = {_config_name(body)}
+    for name, hint in hints.items():
+        marks = (hint, get_origin(hint), *get_args(hint))
+        if any(
+            isinstance(mark, _INJECTED) or (isinstance(mark, type) and issubclass(mark, _INJECTED)) for mark in marks
+        ):
+            names.add(name)
+    return {name for name in names if name is not None}
+
+
+def _hints(of: Any) -> dict[str, Any]:
+    try:
+        return get_type_hints(of, include_extras=True)
+    except (NameError, TypeError):  # an annotation that cannot be resolved here: LangChain then injects nothing
+        return {}
 
 
 def _accepted(
     tool: BaseTool, run: Callable[..., Any], kwargs: dict[str, Any], config: RunnableConfig, run_manager: Any
 ) -> dict[str, Any]:
     """The arguments for the inner tool's own ``_run`` or ``_arun``: config and run manager where it takes them."""
-    shape = tool._run if type(tool)._arun is BaseTool._arun else run  # BaseTool._arun hands all it gets to _run
+    shape = _shape(tool, run)
     accepted = dict(kwargs)
     if "run_manager" in inspect.signature(shape).parameters:
         accepted["run_manager"] = run_manager
@@ -227,10 +267,11 @@ def _accepted(
     return accepted
 
 
+def _shape(tool: BaseTool, run: Callable[..., Any]) -> Callable[..., Any]:
+    """Whose signature LangChain goes by: ``BaseTool._arun`` hands all it gets to ``_run``."""
+    return tool._run if type(tool)._arun is BaseTool._arun else run
+
+
 def _config_name(fn: Callable[..., Any]) -> str | None:
     """The parameter through which a function takes the ``RunnableConfig``; LangChain goes by its type."""
-    try:
-        hints = get_type_hints(fn)
-    except (NameError, TypeError):  # an annotation that cannot be resolved here: LangChain then injects nothing
-        return None
-    return next((name for name, hint in hints.items() if hint is RunnableConfig), None)
+    return next((name for name, hint in _hints(fn).items() if hint is RunnableConfig), None)

@@ -27,7 +27,7 @@ from cra_middleware.trace.sink import SessionLog, Torn
 
 SUFFIX = ".trace.jsonl"
 QUARANTINE = ".torn"
-_MAX_PARTS = 64  # of MAX_LINE_BYTES each: 1 GiB
+_MAX_PASSED_OVER = 1 << 30
 _logger = logging.getLogger("cra_middleware.trace")
 
 
@@ -193,11 +193,11 @@ class JsonlLog:
                 while piece := os.pread(self._fd, 1 << 20, place):
                     place += target.write(piece)
                 os.fsync(target.fileno())
-            except BaseException:  # an interrupt, too: nothing was moved, and a second attempt starts afresh
+                _sync_folder(self.path.parent)  # the copy is safe before the original is cut
+                os.ftruncate(self._fd, offset)
+            except OSError:  # nothing was moved; a second attempt starts afresh
                 target.truncate(before)
                 raise
-        _sync_folder(self.path.parent)  # the copy is safe before the original is cut
-        os.ftruncate(self._fd, offset)
         os.fsync(self._fd)
 
 
@@ -263,14 +263,14 @@ def read_lines(path: Path) -> Iterator[bytes]:
     try:
         with path.open("rb") as file:
             while line := file.readline(MAX_LINE_BYTES + 1):
+                whole = len(line) <= MAX_LINE_BYTES or line.endswith(b"\n")
                 yield line
-                parts = 0
-                while len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
-                    line = file.readline(MAX_LINE_BYTES + 1)
-                    parts += 1
-                    if len(line) <= MAX_LINE_BYTES:
-                        break
-                    if parts == _MAX_PARTS:
+                passed_over = 0
+                while not whole:
+                    rest = file.readline(1 << 20)
+                    whole = not rest or rest.endswith(b"\n")
+                    passed_over += len(rest)
+                    if passed_over > _MAX_PASSED_OVER:
                         return
     except OSError as error:
         raise _failed(f"{path} cannot be read", error) from error
