@@ -190,7 +190,8 @@ class Runtime:
         if known is not None:
             if known.is_open:
                 return known
-            raise ChainBroken(f"session {session_id} is being closed")
+            if not known.is_closed:
+                raise ChainBroken(f"session {session_id} is being closed: a tool of it still runs")
         if not is_id(session_id):
             raise SinkError("a session id is a lower-case UUID")
         log = self._sink.reopen(session_id)

@@ -75,6 +75,11 @@ class Session:
         return self._state == "open"
 
     @property
+    def is_closed(self) -> bool:
+        """Whether its log has been let go of."""
+        return self._state == "closed"
+
+    @property
     def is_busy(self) -> bool:
         """Whether a tool is running, or a stream is open."""
         return self._calls.is_busy

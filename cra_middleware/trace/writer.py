@@ -97,9 +97,8 @@ class ChainWriter:
 
     def _write(self, entries: Sequence[Entry], owe: bool) -> Sequence[Sealed]:
         me = threading.get_ident()
-        if (
-            self._holder == me and self._lock.locked()
-        ):  # a finaliser that calls a tool in the middle of a write would wait for itself
+        # A finaliser that calls a tool in the middle of a write would wait for itself.
+        if self._holder == me and self._lock.locked():
             if owe:
                 self._owed.extend(entries)
             raise SinkError("an event cannot be written in the middle of another one's writing")
