@@ -169,7 +169,7 @@ def test_owing_takes_no_lock() -> None:
 
 
 def test_a_write_in_the_middle_of_a_write() -> None:
-    """A finaliser that writes in the thread that is writing is refused instead of waiting for itself; a debt is noted."""
+    """A finaliser that writes in the thread that is writing is refused and not left waiting; a debt is noted."""
     writer = started(MemorySink())
     inner: list[str] = []
 
