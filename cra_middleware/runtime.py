@@ -365,10 +365,12 @@ def _identity_of(found: Reopened, context: Mapping[str, object] | None) -> Ident
     recorded = asked.get("context")
     facts_given = {**(recorded if isinstance(recorded, dict) else {}), **(context or {})}
     named = payload.get("atlas_ids") or asked.get("atlas_ids")
-    tier = asked.get("risk_tier", "low")
+    tier = next((known for known in RISK_TIERS if known == asked.get("risk_tier", "low")), None)
+    if tier is None:
+        raise ChainBroken(f"session {first.session_id} was begun under a risk tier that does not exist")
     facts = Facts(
         agent_id=str(payload["agent_id"]),
-        risk_tier=next(known for known in RISK_TIERS if known == tier),
+        risk_tier=tier,
         context=facts_given,
         root_session_id=first.session_id,
         atlas_ids=tuple(str(name) for name in named) if isinstance(named, list) else None,

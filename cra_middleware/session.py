@@ -288,18 +288,19 @@ class Session:
                 self._record("session.ended", payload)
             except SinkError as failure:
                 _logger.error("session %s ends unsealed: %s", self.id, failure)
-            self._let_go()
+            finally:  # an interrupt, too, must not leave the log locked
+                self._let_go()
 
     def _let_go(self) -> None:
         with self._lock:
             if self._state == "closed":
                 return
             self._state = "closed"
-            try:
-                self._calls.settle()
-                self._log.close()
-            except SinkError as failure:
-                _logger.error("session %s could not be written to its end: %s", self.id, failure)
+            for last in (self._calls.settle, self._log.close):
+                try:
+                    last()
+                except SinkError as failure:
+                    _logger.error("session %s could not be written to its end: %s", self.id, failure)
 
     def _record(self, event_type: EventType, payload: dict[str, object]) -> None:
         identity = self._identity

@@ -609,3 +609,28 @@ def test_an_approval_counts_when_it_is_given(clock: FrozenClock) -> None:
             with pytest.raises(RateLimitExceeded):
                 session.call("refund.create", tool)
     assert len(RAN) == 1
+
+
+def test_an_end_that_cannot_be_written_lets_go(tmp_path: Path) -> None:
+    """A session whose seal cannot be kept, or is interrupted, lets go of its file, so that it can be resumed."""
+    atlas = Atlas.from_dict(manifest())
+    with Runtime(atlas, trace=tmp_path) as runtime:
+        for failure in (SinkError("no space"), KeyboardInterrupt()):
+            session = runtime.session()
+            append = session._log.append
+
+            def fails(offset: int, data: bytes, /, failure: BaseException = failure) -> None:
+                raise failure
+
+            session._log.append = fails  # type: ignore[method-assign]
+            if isinstance(failure, KeyboardInterrupt):
+                with pytest.raises(KeyboardInterrupt):
+                    session.end()
+            else:
+                session.end()
+            session._log.append = append  # type: ignore[method-assign]
+            assert not session.is_open
+            again = runtime.resume(session.id)
+            assert again.call("ticket.get", tool) == "ran"
+            again.end()
+            assert again.verify().sealed

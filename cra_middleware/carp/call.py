@@ -191,7 +191,7 @@ def decision_view(value: object) -> object:
     if isinstance(value, (list, tuple, set, frozenset)):
         return [decision_view(item) for item in value]
     if isinstance(value, BaseModel):
-        return {key: decision_view(item) for key, item in value}
+        return {key: decision_view(item) for key, item in BaseModel.__iter__(value)}
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: decision_view(getattr(value, field.name)) for field in fields(value)}
     return value
