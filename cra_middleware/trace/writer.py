@@ -65,7 +65,9 @@ class ChainWriter:
 
     def now_us(self) -> int:
         """The time for the next event; a clock that went back repeats the last one."""
-        us = writable_us(self._clock.wall_us())
+        us = self._clock.wall_us()
+        if us % 1000 == 0:
+            us = writable_us(us)
         if us < self._last_us:
             return self._last_us
         self._last_us = us
@@ -115,10 +117,11 @@ class ChainWriter:
                 self._holder = 0
 
     def _keep(self, entries: Sequence[Entry]) -> Sequence[Sealed]:
-        self._drop_paid()
+        if self._paid:
+            self._drop_paid()
         # by index, because a finaliser may append meanwhile
         owed = [self._owed[place] for place in range(len(self._owed))] if self._owed else []
-        batch = (*owed, *entries)
+        batch = (*owed, *entries) if owed else entries
         if not batch:  # another thread has settled it
             return ()
         sequence, offset, head, _ = self._end
@@ -147,7 +150,8 @@ class ChainWriter:
         self._log.append(offset, data)
         # One statement, so that no interrupt comes between: what is kept must not be owed any more.
         self._end, self._paid = Position(sequence, offset + len(data), head, batch[-1].timestamp_us), owed
-        self._drop_paid()
+        if owed:
+            self._drop_paid()
         return sealed
 
     def _drop_paid(self) -> None:
