@@ -202,7 +202,7 @@ class Runtime:
             session = Session(self._setting, identity, writer, log, found.actions)
             self._note_differences(session, found)
             session.resolve()
-        except BaseException:
+        except BaseException:  # whatever it was, the log must not stay locked
             log.close()
             raise
         self._remember(session, keep)
@@ -292,7 +292,7 @@ class Runtime:
             named = None if atlas_ids is None else list(atlas_ids)
             session.start({"agent_id": facts.agent_id, "goal": goal, "atlas_ids": named, "metadata": metadata})
             session.resolve(request)
-        except BaseException:
+        except BaseException:  # whatever it was, the log must not stay locked
             log.close()
             raise
         if parent is not None:
