@@ -119,6 +119,10 @@ class Desk:
         return f"static {ticket_id}"
 
     @governed("ticket.get")
+    def defaulted(self, ticket_id: str, verbose: bool = False) -> str:
+        return f"{ticket_id} {verbose}"
+
+    @governed("ticket.get")
     async def coroutine(self, ticket_id: str) -> str:
         return f"async {ticket_id}"
 
@@ -188,6 +192,27 @@ def test_every_kind_of_method(session: Session) -> None:
     assert asyncio.run(desk.coroutine("T")) == "async T"
     hashes.add(parameters_hash(session))
     assert len(hashes) == 1
+
+
+def test_the_instance_is_never_an_argument(session: Session) -> None:
+    """A method called with a default left out binds the slow way, and its instance is no argument there either."""
+    assert Desk().defaulted("T") == "T False"
+    left_out = parameters_hash(session)
+    get("T", verbose=False)
+    assert left_out == parameters_hash(session)
+
+
+def test_a_claim_ends_with_its_run(session: Session) -> None:
+    """A context that was copied while an adapter ran a body cannot run it again without a decision."""
+    import contextvars
+
+    from cra_middleware import ToolCall
+
+    contexts: list[contextvars.Context] = []
+    call = ToolCall.freeze("ticket.get", "adapter", {"ticket_id": "T", "verbose": False})
+    session.run(call, lambda: contexts.append(contextvars.copy_context()), body=get)
+    assert contexts[0].run(get, "T") == "ticket T"
+    assert kinds(session) == ["requested", "approved", "executed"] * 2
 
 
 @pytest.mark.parametrize(
