@@ -1,14 +1,25 @@
 """Atlas/1.0 as data: what exists, and what is allowed. Frozen; unknown keys are errors below the top level.
 
 Source: the published ``atlas-manifest.schema.json``, and beyond it inline context blocks,
-``conditions.parameters``, ``_`` and ``-`` inside ids, and two older names of ``require_approval``.
+``conditions.parameters``, ``conditions.arguments``, ``redact``, ``_`` and ``-`` inside ids, and two older names
+of ``require_approval``.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    model_validator,
+)
 
 RiskTier = Literal["low", "medium", "high", "critical"]
 RISK_TIERS: tuple[RiskTier, ...] = ("low", "medium", "high", "critical")
@@ -46,13 +57,31 @@ class _Closed(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class TimeWindow(_Closed):
-    """When a policy counts: start inclusive, end exclusive, in an IANA zone."""
+def _zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):  # OSError: a folder of the zone database
+        raise ValueError(f"{name[:64]!r} is no IANA time zone, such as Europe/Berlin") from None
+    return name
 
-    start: str | None = None
-    end: str | None = None
-    timezone: str = "UTC"
+
+class TimeWindow(_Closed):
+    """When a policy counts, by the clock on the wall of an IANA zone: start inclusive, end exclusive.
+
+    An end before the start wraps midnight. A missing start is 00:00, a missing end 24:00.
+    """
+
+    start: Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d(:[0-5]\d)?$")] | None = None
+    end: Annotated[str, Field(pattern=r"^(([01]\d|2[0-3]):[0-5]\d(:[0-5]\d)?|24:00(:00)?)$")] | None = None
+    timezone: Annotated[str, AfterValidator(_zone)] = "UTC"
     days: Annotated[tuple[Day, ...], Field(strict=False, min_length=1)] | None = None
+    """Those on which the window opens; left out means all."""
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Self:
+        if self.start is not None and self.end is not None and f"{self.start}:00"[:8] == f"{self.end}:00"[:8]:
+            raise ValueError("start equals end: write neither for the whole day, or correct one")
+        return self
 
 
 class Conditions(_Closed):
@@ -65,6 +94,8 @@ class Conditions(_Closed):
     time_window: TimeWindow | None = None
     parameters: JsonSchema | None = None
     """A JSON Schema that the call's arguments must satisfy (our extension)."""
+    arguments: Annotated[dict[str, JsonValue], Field(min_length=1)] | None = None
+    """A test for each argument named, as rules write them (our extension); see ``argument_tests``."""
 
 
 class Parameters(_Closed):
@@ -75,30 +106,47 @@ class Parameters(_Closed):
     enforcement: Literal["enforce", "shadow"] = "enforce"
 
 
+Algorithm = Literal["fixed", "sliding"]
+Cost = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
+
+
+class ApprovalParameters(Parameters):
+    """Who may say yes, and for how long the question stands."""
+
+    approvers: SomeStrings | None = None
+    """Names of persons or of groups; left out means anyone but the agent itself."""
+    expires_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
+
+
 class RateLimitParameters(Parameters):
     """``max_calls`` in a window of ``window_seconds``, counted by ``scope``."""
 
     max_calls: Annotated[int, Field(ge=1)]
     window_seconds: Annotated[int, Field(ge=1)]
-    algorithm: Literal["fixed", "sliding"] = "fixed"
+    algorithm: Algorithm = "fixed"
     scope: Scope | None = None
     """Left out: per policy, agent and action."""
 
 
 class BudgetParameters(Parameters):
-    """At most ``max_cost`` in a window, or in a session when there is no window."""
+    """At most ``max_cost`` in a window, or in a session when there is no window. A call costs one of three."""
 
-    max_cost: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    max_cost: Cost
     window_seconds: Annotated[int, Field(ge=1)] | None = None
-    cost: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    algorithm: Algorithm = "fixed"
+    cost: Cost | None = None
+    """The same for each call."""
     cost_parameter: Id | None = None
+    """What the argument of this name says."""
+    cost_function: Id | None = None
+    """What ``Runtime(costs={...})`` computes under this name (our extension)."""
     scope: Scope | None = None
 
 
 PARAMETERS: dict[PolicyType, type[Parameters]] = {
     "allow": Parameters,
     "deny": Parameters,
-    "require_approval": Parameters,
+    "require_approval": ApprovalParameters,
     "rate_limit": RateLimitParameters,
     "budget": BudgetParameters,
 }
@@ -237,3 +285,5 @@ class Manifest(BaseModel):
     adapters: dict[str, AdapterConfig] = {}
     dependencies: dict[str, str] = {}
     metadata: dict[str, JsonValue] = {}
+    redact: Strings = ()
+    """``<action glob>.<argument>``: arguments whose values never reach a sink (our extension)."""
