@@ -17,7 +17,8 @@ from cra_middleware.errors import (
     SessionEnded,
     SinkError,
 )
-from cra_middleware.runtime import AtlasWarning, Runtime
+from cra_middleware.policies import AtlasWarning
+from cra_middleware.runtime import Runtime
 from cra_middleware.session import Session, current_session
 from cra_middleware.telemetry import configure_otel
 from cra_middleware.verification import FileReport, verify

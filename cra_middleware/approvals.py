@@ -1,10 +1,17 @@
-"""Asking a person: what is asked, what is answered, and who may be the one to ask."""
+"""Asking a person: what is asked, what is answered, who may answer, and where open questions are kept.
+
+pending -> approved -> consumed
+        -> rejected
+        -> expired          (approved and rejected ones, too)
+"""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, Protocol
+
+from cra_middleware.errors import CRAError
 
 MAX_WORDS = 1000
 """Letters of an approver's name or reason that are kept."""
@@ -22,6 +29,16 @@ class Pending:
     arguments: Mapping[str, object]
     policy_id: str
     reason: str
+    arguments_digest: str = ""
+    """SHA-256 of the arguments' canonical text; the yes counts for these only."""
+    policy_digest: str = ""
+    """Of the policies that asked; under others the yes is void."""
+    requested_us: int = 0
+    expires_us: int = 0
+    approvers: tuple[str, ...] = ()
+    """Persons or groups who may answer; empty means anyone but the agent itself."""
+    others_pending: int = 0
+    """How many other questions of the session are open."""
 
 
 class Answer(NamedTuple):
@@ -30,21 +47,108 @@ class Answer(NamedTuple):
     approved: bool
     by: str = "approver"
     reason: str | None = None
+    groups: tuple[str, ...] = ()
+    """Whom that person speaks for."""
 
 
 Reply = bool | Answer
 Approver = Callable[[Pending], Reply | Awaitable[Reply]]
-"""A callable, sync or async, that asks a person."""
+"""A callable, sync or async, that asks a person. One that raises has not answered, and the question stays open."""
+
+State = Literal["pending", "approved", "rejected", "expired", "consumed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Approval:
+    """A question, and what became of it."""
+
+    pending: Pending
+    state: State = "pending"
+    by: str | None = None
+    reason: str | None = None
+    decided_us: int | None = None
+
+
+class ApprovalError(CRAError):
+    """An answer that does not count, or a store that cannot be used; the message says why."""
+
+    code = "approval_error"
+    http_status = 409
+
+
+class ApprovalStore(Protocol):
+    """Keeps questions and answers. Every method is atomic, and raises ``ApprovalError`` when it cannot be done."""
+
+    def find(self, session_id: str, action_id: str, arguments_digest: str) -> Approval | None:
+        """The newest question about this call that is pending, approved or rejected."""
+        ...
+
+    def add(self, pending: Pending, most: int) -> bool:
+        """Keep a new question; False when the session has ``most`` open ones already."""
+        ...
+
+    def get(self, approval_id: str) -> Approval | None:
+        """One question."""
+        ...
+
+    def answer(self, approval_id: str, answer: Answer, now_us: int) -> Approval:
+        """Keep the answer to a pending question.
+
+        Raises:
+            ApprovalError: when there is none, it is answered or expired, or this person may not answer it.
+        """
+        ...
+
+    def consume(self, approval_id: str, now_us: int) -> bool:
+        """Use an approved question up; exactly one caller is told True."""
+        ...
+
+    def give_back(self, approval_id: str) -> None:
+        """Make a consumed one approved again: the tool did not run."""
+        ...
+
+    def expire(self, approval_id: str, reason: str) -> None:
+        """Make it count no more, unless it was consumed."""
+        ...
+
+    def listed(self, state: State | None = None, session_id: str | None = None) -> list[Approval]:
+        """Questions, oldest first."""
+        ...
 
 
 def as_answer(reply: object) -> Answer:
     """What an approver's reply means; only ``True`` and an approving ``Answer`` are a yes."""
     if isinstance(reply, Answer):
         by, reason = str(reply.by)[:MAX_WORDS], None if reply.reason is None else str(reply.reason)[:MAX_WORDS]
+        groups = tuple(str(name)[:MAX_WORDS] for name in reply.groups)
         approved: object = reply.approved  # an approver is foreign code: types are wishes there
         if not isinstance(approved, bool):
-            return Answer(False, by, "the answer was neither yes nor no")
-        return Answer(approved, by, reason)
+            return Answer(False, by, "the answer was neither yes nor no", groups)
+        return Answer(approved, by, reason, groups)
     if isinstance(reply, bool):
         return Answer(reply)
     return Answer(False, reason=f"the approver answered with a {type(reply).__name__}, neither yes nor no")
+
+
+def answered(approval: Approval | None, approval_id: str, answer: Answer, now_us: int) -> Approval:
+    """The question with its answer. Pure: stores call it inside their own compare-and-set.
+
+    Raises:
+        ApprovalError: when the answer does not count.
+    """
+    if approval is None:
+        raise ApprovalError(f"there is no approval {approval_id[:64]!r}; see those that wait: cra approvals list")
+    pending = approval.pending
+    if approval.state != "pending":
+        raise ApprovalError(f"approval {pending.approval_id} is {approval.state} already")
+    if now_us >= pending.expires_us:
+        raise ApprovalError(f"approval {pending.approval_id} has expired; the agent has to ask again")
+    if not answer.by.strip():
+        raise ApprovalError("an answer needs the name of the person who gives it")
+    if answer.by.strip().casefold() == pending.agent_id.strip().casefold():
+        raise ApprovalError(f"{answer.by} asked, and may not answer itself")
+    if answer.approved and pending.approvers and not {answer.by, *answer.groups} & set(pending.approvers):
+        who = " or ".join(pending.approvers)
+        raise ApprovalError(f"policy {pending.policy_id} wants the yes of {who}, not of {answer.by}")
+    state: State = "approved" if answer.approved else "rejected"
+    return replace(approval, state=state, by=answer.by, reason=answer.reason, decided_us=now_us)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from cra_middleware._canonical import UnrepresentableError, canonical
-from cra_middleware.approvals import Answer, Pending
-from cra_middleware.carp.call import Allow, Ask, Deny, ToolCall
+import orjson
+
+from cra_middleware._canonical import UnrepresentableError, canonical, digest
+from cra_middleware.carp.call import Allow, Ask, Deny, Shadow, ToolCall
 from cra_middleware.errors import (
     ActionDenied,
     ApprovalRejected,
-    ApprovalRequired,
     AuditUnavailable,
+    BudgetExceeded,
     CallRefused,
     InvalidParameters,
     RateLimitExceeded,
@@ -25,6 +26,7 @@ from cra_middleware.errors import (
 )
 from cra_middleware.interceptor import Closed, Raised, Returned
 from cra_middleware.observer import Operation, Subject
+from cra_middleware.policies import Epoch
 from cra_middleware.trace import payloads
 from cra_middleware.trace.event import EventType
 from cra_middleware.trace.writer import Entry
@@ -41,6 +43,8 @@ _REFUSALS: dict[str, type[CallRefused]] = {
     "unknown_action": UnknownAction,
     "invalid_parameters": InvalidParameters,
     "rate_limit_exceeded": RateLimitExceeded,
+    "budget_exceeded": BudgetExceeded,
+    "approval_expired": ApprovalRejected,
     "approval_rejected": ApprovalRejected,
     "session_ended": SessionEnded,
 }
@@ -88,6 +92,8 @@ class Attempt:
 
     call: ToolCall
     subject: Subject
+    epoch: Epoch
+    """The policies it was asked under."""
     span_id: str
     parent_span_id: str
     execution_id: str
@@ -109,33 +115,39 @@ class Attempt:
     def request(self) -> None:
         """Note ``action.requested``."""
         call = self.call
-        full = self.full and call.problem is None and len(call.text) <= MAX_RECORDED_BYTES
+        shown, hashed = call.text, call.digest
+        if self.epoch.redactor:
+            shown = self.epoch.redactor.redacted(call.action_id, call.text)
+            hashed = hashed if shown is call.text else digest(shown)
+        full = self.full and call.problem is None and len(shown) <= MAX_RECORDED_BYTES
         payload = payloads.requested(
             call.action_id,
             self.execution_id,
-            call.digest,
+            hashed,
             self.resolution_id,
             call.tool_name,
             call.tool_call_id,
             call.agent_name,
             self.operation.traceparent,
-            call.text.decode() if full else None,
+            shown.decode() if full else None,
         )
         self._note("action.requested", payload, self.requested_us)
 
     def ask(self, ask: Ask) -> None:
         """Note that a person has to approve."""
-        payload = {
-            "policy_id": ask.policy_id,
-            "result": "deny",
-            "effect": "require_approval",
-            "action_id": self.call.action_id,
-        }
+        self._evaluated(ask.policy_id, "deny", "require_approval")
+
+    def shadow(self, shadows: Sequence[Shadow]) -> None:
+        """Note what would have happened, had every policy been enforced."""
+        for shadow in shadows:
+            self._evaluated(shadow.policy_id, "allow", "shadow_deny")
+
+    def _evaluated(self, policy_id: str, result: str, effect: str) -> None:
+        payload = {"policy_id": policy_id, "result": result, "effect": effect, "action_id": self.call.action_id}
         self._note("policy.evaluated", payloads.render(payload), self.requested_us)
 
-    def approve(self, decision: Allow, answer: Answer | None, approval_id: str | None, now_us: int) -> None:
+    def approve(self, decision: Allow, approver: str | None, approval_id: str | None, now_us: int) -> None:
         """Note ``action.approved``."""
-        approver = None if answer is None else answer.by
         payload = payloads.approved(
             self.call.action_id, self.execution_id, self.resolution_id, decision.policy_id, approval_id, approver
         )
@@ -181,23 +193,14 @@ class Attempt:
         self.operation.end("failed", ABANDONED, _ABANDONED_MESSAGE)
         return self._failed(ABANDONED, _ABANDONED_MESSAGE, 0, now_us)
 
-    def pending(self, ask: Ask, approval_id: str) -> Pending:
-        """The question for a person."""
-        return Pending(
-            approval_id=approval_id,
-            session_id=self.subject.session_id,
-            agent_id=self.subject.agent_id,
-            action_id=self.call.action_id,
-            tool_name=self.call.tool_name,
-            arguments=MappingProxyType(dict(self.call.arguments)),
-            policy_id=ask.policy_id,
-            reason=ask.reason,
-        )
+    def shown_arguments(self) -> Mapping[str, object]:
+        """The arguments, for a person to look at."""
+        return MappingProxyType(dict(self.call.arguments))
 
-    def unanswered(self, ask: Ask, approval_id: str) -> ApprovalRequired:
-        """The refusal of a call that nobody was there to approve."""
-        reason = f"a person has to approve it first: {ask.reason}"
-        return ApprovalRequired(reason, action_id=self.call.action_id, policy_id=ask.policy_id, approval_id=approval_id)
+    def recorded_arguments(self) -> Mapping[str, object]:
+        """The arguments, without what must not be kept."""
+        recorded: dict[str, object] = orjson.loads(self.epoch.redactor.redacted(self.call.action_id, self.call.text))
+        return MappingProxyType(recorded)
 
     def refusal(self, deny: Deny, approval_id: str | None) -> CallRefused:
         """The refusal of a call that was denied."""

@@ -13,63 +13,29 @@ from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
-from cra_middleware._clock import Clock
 from cra_middleware._ids import new_id
-from cra_middleware.approvals import Answer, Approver
+from cra_middleware.approvals import Approver
 from cra_middleware.attempt import Attempt, LostOutcomeError, Running, class_words, has_claim, unavailable
 from cra_middleware.carp.call import Allow, Ask, Decision, Deny, ToolCall
-from cra_middleware.carp.messages import Resolution
-from cra_middleware.carp.policy import Facts
-from cra_middleware.carp.quota import Counters, Reservation
-from cra_middleware.carp.resolve import Options
-from cra_middleware.carp.resolver import Resolver
+from cra_middleware.carp.quota import CountersError, Reservation
+from cra_middleware.desk import Granted, Refused
 from cra_middleware.errors import AuditUnavailable, CallRefused, SessionEnded, SinkError
-from cra_middleware.interceptor import AskApproval, Closed, Flow, Interrupted, Raised, Returned, RunTool
-from cra_middleware.observer import Observer, Operation, Outcome, Subject
-from cra_middleware.trace.writer import ChainWriter
+from cra_middleware.interceptor import AskApproval, Closed, Flow, Raised, Returned, RunTool
+from cra_middleware.observer import Operation, Outcome
+from cra_middleware.policies import Epoch
+from cra_middleware.setting import Identity, Resolved, Setting
+from cra_middleware.trace.payloads import render
+from cra_middleware.trace.writer import ChainWriter, Entry
 
 _logger = logging.getLogger("cra_middleware")
 _BARE = RunTool(None)
+MAX_REFUSALS = 10_000
+"""Refused calls of one session; an agent that goes on after them is in a loop, and is not heard any more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What every session of one runtime shares."""
-
-    resolver: Resolver
-    counters: Counters
-    clock: Clock
-    approver: Approver | None
-    observer: Observer
-    options: Options
-
-
-class Identity(NamedTuple):
-    """Who a session is."""
-
-    session_id: str
-    trace_id: str
-    span_id: str
-    goal: str
-    facts: Facts
-
-    @property
-    def subject(self) -> Subject:
-        """Who it is, to an observer."""
-        return Subject(self.session_id, self.trace_id, self.facts.agent_id)
-
-
-class Resolved(NamedTuple):
-    """The resolution that calls are made under."""
-
-    resolution: Resolution
-    resolution_id: str
-    span_id: str
-    expires_us: int
+_Taken = tuple[Reservation, ...]
 
 
 class CallPath:
@@ -94,7 +60,9 @@ class CallPath:
         self._session = session
         self._current = current
         self._ran = itertools.count(actions)
-        self._late: deque[tuple[Operation, tuple[Outcome, str | None], Reservation | None]] = deque()
+        self._refused = itertools.count(1)
+        self._is_silenced = False
+        self._late: deque[tuple[Operation, tuple[Outcome, str | None], _Taken]] = deque()
         self._running: dict[str, Attempt] = {}
         self._when_idle: Callable[[], None] | None = None
 
@@ -103,27 +71,32 @@ class CallPath:
         """Whether a tool is running, or a stream is open."""
         return bool(self._running)
 
-    def flow(self, call: ToolCall, body: object = None, *, stream: bool = False) -> Flow:
-        """The path of one call; ``body`` is the governed function that an adapter wraps, if there is one.
+    def flow(
+        self, call: ToolCall, body: object = None, *, stream: bool = False, approver: Approver | None = None
+    ) -> Flow:
+        """The path of one call.
+
+        ``body`` is the governed function that an adapter wraps, if there is one; ``approver`` is asked when the
+        runtime has none.
 
         Raises:
             CallRefused: when the tool must not run, or its decision cannot be recorded.
         """
         attempt = self._begin(call, stream)
         try:
-            decision = self._decide(attempt, attempt.requested_us, approved=False)
-            answer: Answer | None = None
-            approval_id: str | None = None
+            decision = self._decide(attempt, attempt.epoch, attempt.requested_us, approved=False)
+            granted: Granted | None = None
             if isinstance(decision, Ask):
-                approval_id = new_id()
-                answer = yield from self._ask(attempt, decision, approval_id)
-                decision = self._decide(attempt, self._writer.now_us(), approved=True)
+                granted = yield from self._ask(attempt, decision, approver)
+                decision = self._decide_approved(attempt, granted)
             if isinstance(decision, Allow) and call.live is not None:
                 decision = self._unchanged(attempt, decision)
+            if isinstance(decision, Allow) and granted is not None:
+                decision = self._used(granted, decision)
             if isinstance(decision, Deny):
-                self._deny(attempt, decision, approval_id)
+                self._deny(attempt, decision, granted.approval_id if granted else None)
             assert isinstance(decision, Allow)  # what was approved is not asked about again
-            self._approve(attempt, decision, answer, approval_id)
+            self._approve(attempt, decision, granted)
             return (yield from self._run(attempt, decision, body))
         finally:
             self._forget(attempt)
@@ -171,6 +144,9 @@ class CallPath:
 
     def _begin(self, call: ToolCall, stream: bool) -> Attempt:
         now_us = self._writer.now_us()
+        if self._is_silenced:
+            reason = f"session {self._identity.session_id} had {MAX_REFUSALS} calls refused and takes no more"
+            raise SessionEnded(reason, action_id=call.action_id)
         if self._is_closing():
             raise self._ended(call)
         try:
@@ -181,6 +157,7 @@ class CallPath:
         attempt = Attempt(
             call,
             self._subject,
+            resolved.epoch,
             span_id,
             resolved.span_id,
             execution_id,
@@ -198,62 +175,77 @@ class CallPath:
         attempt.request()
         return attempt
 
-    def _decide(self, attempt: Attempt, now_us: int, approved: bool) -> Decision:
-        setting = self._setting
+    def _decide(self, attempt: Attempt, epoch: Epoch, now_us: int, approved: bool) -> Decision:
+        setting, facts = self._setting, self._identity.facts
         try:
-            decision = setting.resolver.decide(attempt.call, self._identity.facts, now_us, setting.counters, approved)
+            decision = epoch.resolver.decide(attempt.call, facts, now_us, setting.counters, approved)
         except Exception as error:  # a policy or a counter store that breaks must deny, not pass
             _logger.exception("the policy decision failed; the call is denied")
             decision = Deny("policy_error", "default", f"the policies could not be evaluated ({type(error).__name__})")
         attempt.operation.decided(decision)
+        if decision.shadows and not approved:
+            attempt.shadow(decision.shadows)
         return decision
+
+    def _decide_approved(self, attempt: Attempt, granted: Granted) -> Decision:
+        """Decide again, as of now: a window must not be passed by waiting, nor a policy by changing it."""
+        epoch = self._setting.policies.epoch
+        if epoch.policy_digest == attempt.epoch.policy_digest:
+            return self._decide(attempt, epoch, self._writer.now_us(), approved=True)
+        self._setting.desk.void(granted, "the policies changed")
+        deny = Deny("approval_expired", "default", "the policies changed while a person was asked; call again")
+        attempt.operation.decided(deny)
+        return deny
 
     def _unchanged(self, attempt: Attempt, decision: Allow) -> Decision:
         """The decision, unless the caller's objects are no longer what was decided."""
         if not attempt.call.changed():
             return decision
-        self._release(decision.reservation)
+        self._release(decision.reservations)
         deny = Deny(
             "arguments_changed", decision.policy_id or "default", "the arguments changed after they were decided"
         )
         attempt.operation.decided(deny)
         return deny
 
-    def _ask(self, attempt: Attempt, ask: Ask, approval_id: str) -> Generator[AskApproval, object, Answer]:
-        attempt.ask(ask)
-        self._keep(attempt)
-        approver = self._setting.approver
-        if approver is None:
-            attempt.operation.end("pending_approval")
-            raise attempt.unanswered(ask, approval_id)
-        answer = yield AskApproval(attempt.pending(ask, approval_id), approver)
-        if isinstance(answer, Interrupted):
-            deny = Deny("approval_rejected", ask.policy_id, "the question was interrupted")
-            self._record_denial(attempt, deny, approval_id)
-            raise answer.error
-        assert isinstance(answer, Answer)
-        if answer.approved and b'"cra:opaque:' in attempt.call.text:
-            answer = Answer(
-                False, answer.by, "an argument is an object that cannot be written down, so nobody can approve it"
-            )
-        if self._is_closing():
-            self._deny(
-                attempt, Deny("session_ended", ask.policy_id, "the session ended while a person was asked"), approval_id
-            )
-        if not answer.approved:
-            reason = answer.reason or f"{answer.by} did not approve"
-            self._deny(attempt, Deny("approval_rejected", ask.policy_id, reason), approval_id)
-        return answer
+    def _used(self, granted: Granted, decision: Allow) -> Decision:
+        """The decision, unless the yes it stands on is gone."""
+        deny = self._setting.desk.use(granted, self._writer.now_us())
+        if deny is not None:
+            self._release(decision.reservations)
+        return deny or decision
 
-    def _approve(self, attempt: Attempt, decision: Allow, answer: Answer | None, approval_id: str | None) -> None:
-        attempt.approve(
-            decision, answer, approval_id, attempt.requested_us if answer is None else self._writer.now_us()
+    def _ask(self, attempt: Attempt, ask: Ask, approver: Approver | None) -> Generator[AskApproval, object, Granted]:
+        desk = self._setting.desk
+        found = yield from desk.settle(
+            attempt, ask, attempt.epoch, self._writer.now_us, lambda: self._keep(attempt), approver
         )
+        if isinstance(found, Refused):
+            if found.is_suspended:
+                attempt.operation.end("pending_approval")
+            else:
+                self._record_denial(attempt, found.deny, found.approval_id)
+            raise found.error or attempt.refusal(found.deny, found.approval_id)
+        if self._is_closing():
+            deny = Deny("session_ended", ask.policy_id, "the session ended while a person was asked")
+            self._deny(attempt, deny, found.approval_id)
+        return found
+
+    def _approve(self, attempt: Attempt, decision: Allow, granted: Granted | None) -> None:
+        if granted is None:
+            attempt.approve(decision, None, None, attempt.requested_us)
+        else:
+            attempt.approve(decision, granted.by, granted.approval_id, self._writer.now_us())
         try:
             self._keep(attempt)
         except AuditUnavailable:
-            self._release(decision.reservation)
+            self._release(decision.reservations)
+            if granted is not None:
+                self._setting.desk.give_back(granted)
             raise
+        if decision.shadows and self._setting.on_shadow is not None:
+            for shadow in decision.shadows:
+                self._setting.on_shadow(attempt.call, shadow)
 
     def _run(self, attempt: Attempt, decision: Allow, body: object) -> Generator[RunTool, object, Returned | Raised]:
         scope: Callable[[], AbstractContextManager[object]] | None = None
@@ -268,27 +260,25 @@ class CallPath:
         except GeneratorExit:  # the driver was dropped: the tool may have run, and nobody will say
             next(self._ran)
             self._writer.owe(attempt.outcome(Raised(LostOutcomeError()), 0, self._writer.now_us()))
-            self._late.append((attempt.operation, ("failed", LostOutcomeError.__name__), decision.reservation))
+            self._late.append((attempt.operation, ("failed", LostOutcomeError.__name__), decision.reservations))
             raise
         assert isinstance(outcome, (Returned, Raised, Closed))
         duration_ms = max(0, (clock.monotonic_ns() - began_ns) // 1_000_000)
         if isinstance(outcome, Closed):
-            self._close_stream(attempt, outcome, duration_ms, decision.reservation)
+            self._close_stream(attempt, outcome, duration_ms, decision.reservations)
             return Returned(None)
-        self._commit(decision.reservation)
+        self._commit(decision.reservations)
         if not attempt.over:
             self._record_outcome(attempt, outcome, duration_ms)
         return outcome
 
-    def _close_stream(
-        self, attempt: Attempt, outcome: Closed, duration_ms: int, reservation: Reservation | None
-    ) -> None:
+    def _close_stream(self, attempt: Attempt, outcome: Closed, duration_ms: int, taken: _Taken) -> None:
         """A consumer that goes away may do so in a finaliser, in the middle of anything: no lock may be taken
         there, so what is to be done is owed, and done with the next write."""
         if not attempt.over:
             next(self._ran)
             self._writer.owe(attempt.outcome(outcome, duration_ms, self._writer.now_us()))
-        self._late.append((attempt.operation, ("executed", None), reservation))
+        self._late.append((attempt.operation, ("executed", None), taken))
 
     def _record_outcome(self, attempt: Attempt, outcome: Returned | Raised, duration_ms: int) -> None:
         next(self._ran)
@@ -311,6 +301,13 @@ class CallPath:
         attempt.deny(deny, approval_id, attempt.requested_us if approval_id is None else self._writer.now_us())
         self._keep(attempt)
         attempt.operation.end("denied", deny.code, deny.reason)
+        if next(self._refused) == MAX_REFUSALS:
+            self._is_silenced = True
+            message = f"{MAX_REFUSALS} calls of this session were refused; it takes no more"
+            _logger.error("session %s: %s", self._identity.session_id, message)
+            payload = render({"error_code": "too_many_refusals", "message": message})
+            span_id = self._identity.span_id
+            self._writer.owe(Entry(span_id, None, "error.occurred", payload, self._writer.now_us()))
 
     def _keep(self, attempt: Attempt) -> None:
         try:
@@ -325,8 +322,8 @@ class CallPath:
     def _settle_late(self) -> None:
         """End the calls that ended where no lock could be taken."""
         while self._late:
-            operation, outcome, reservation = self._late.popleft()
-            self._commit(reservation)
+            operation, outcome, taken = self._late.popleft()
+            self._commit(taken)
             operation.end(*outcome)
 
     def _forget(self, attempt: Attempt) -> None:
@@ -337,13 +334,19 @@ class CallPath:
     def _is_closing(self) -> bool:
         return self._when_idle is not None
 
-    def _commit(self, reservation: Reservation | None) -> None:
-        if reservation is not None:
-            self._setting.counters.commit(reservation)
+    def _commit(self, taken: _Taken) -> None:
+        for reservation in taken:
+            try:
+                self._setting.counters.commit(reservation)
+            except CountersError as error:  # the tool has run; the place stays taken until its window closes
+                _logger.error("a call that ran could not be counted: %s", error)
 
-    def _release(self, reservation: Reservation | None) -> None:
-        if reservation is not None:
-            self._setting.counters.release(reservation)
+    def _release(self, taken: _Taken) -> None:
+        for reservation in taken:
+            try:
+                self._setting.counters.release(reservation)
+            except CountersError as error:
+                _logger.error("a call that did not run stays counted: %s", error)
 
     def _ended(self, call: ToolCall) -> SessionEnded:
         reason = f"session {self._identity.session_id} is over; start a new one"

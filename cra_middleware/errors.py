@@ -5,7 +5,8 @@
     │   ├── ActionDenied         a policy or the default said no
     │   │   ├── UnknownAction    no Atlas declares the action
     │   │   ├── InvalidParameters
-    │   │   └── RateLimitExceeded
+    │   │   ├── RateLimitExceeded
+    │   │   └── BudgetExceeded
     │   ├── ApprovalRequired     a person has to say yes first
     │   ├── ApprovalRejected     a person said no
     │   ├── NoActiveSession
@@ -98,6 +99,13 @@ class RateLimitExceeded(ActionDenied):
     code = "rate_limit_exceeded"
     http_status = 429
     recoverable = True
+
+
+class BudgetExceeded(ActionDenied):
+    """The budget has no room for what this call costs, or the cost cannot be read."""
+
+    code = "budget_exceeded"
+    http_status = 429
 
 
 class ApprovalRequired(CallRefused):

@@ -35,6 +35,18 @@ class RunTool(NamedTuple):
     scope: Callable[[], AbstractContextManager[object]] | None
 
 
+class Suspended(NamedTuple):
+    """The framework stops the run until a person has answered; ``error`` is how it does that."""
+
+    error: BaseException
+
+
+class Unanswered(NamedTuple):
+    """The approver failed: no answer at all."""
+
+    reason: str
+
+
 class Returned(NamedTuple):
     """The tool returned."""
 
@@ -66,7 +78,7 @@ class Closed(NamedTuple):
 
 
 Need = AskApproval | RunTool
-Reply = Answer | Interrupted | Returned | Raised | Closed | None
+Reply = Answer | Interrupted | Suspended | Unanswered | Returned | Raised | Closed | None
 Flow = Generator[Need, Reply, Returned | Raised]
 
 
@@ -267,40 +279,53 @@ def _scope(need: RunTool) -> AbstractContextManager[object]:
     return nullcontext() if need.scope is None else need.scope()
 
 
-def _ask(need: AskApproval) -> Answer | Interrupted:
+def _ask(need: AskApproval) -> Reply:
     """Ask; an approver that fails has not approved."""
     try:
         reply = need.approver(need.pending)
         if inspect.isawaitable(reply):
             reply = _wait_in_a_thread(reply)
-    except Exception as error:  # noqa: BLE001  an approver is foreign code: whatever it raises is no yes
-        return Answer(False, reason=f"the approver failed with {type(error).__name__}")
-    except BaseException as error:  # noqa: BLE001  Ctrl-C: the flow records it and raises it again
-        return Interrupted(error)
+    except BaseException as error:  # noqa: BLE001  an approver is foreign code: whatever it raises is no yes
+        return _not_answered(need, error)
     return _understood(reply)
 
 
-async def _aask(need: AskApproval) -> Answer | Interrupted:
-    """As ``_ask``. A sync approver may wait for a person, so it waits in a thread and not on the loop."""
+async def _aask(need: AskApproval) -> Reply:
+    """As ``_ask``. A sync approver may wait for a person, so it waits in a thread and not on the loop.
+
+    One that suspends the framework's run must be called where the run is, and does not wait.
+    """
     try:
-        if _is_async(need.approver):
+        if _is_async(need.approver) or _suspends(need.approver):
             reply = need.approver(need.pending)
         else:
             reply = await asyncio.to_thread(need.approver, need.pending)
         if inspect.isawaitable(reply):
             reply = await reply
-    except Exception as error:  # noqa: BLE001  as above
-        return Answer(False, reason=f"the approver failed with {type(error).__name__}")
-    except BaseException as error:  # noqa: BLE001  a cancelled task: recorded, then raised again
-        return Interrupted(error)
+    except BaseException as error:  # noqa: BLE001  as above; a cancelled task too: recorded, then raised again
+        return _not_answered(need, error)
     return _understood(reply)
 
 
-def _understood(reply: object) -> Answer:
+def _not_answered(need: AskApproval, error: BaseException) -> Reply:
+    if isinstance(error, _suspends(need.approver)):
+        return Suspended(error)
+    if isinstance(error, Exception):
+        return Unanswered(f"the approver failed with {type(error).__name__}")
+    return Interrupted(error)
+
+
+def _suspends(approver: Approver) -> tuple[type[BaseException], ...]:
+    """The exceptions by which an approver stops its framework's run, to be asked again when the run goes on."""
+    kinds: tuple[type[BaseException], ...] = getattr(approver, "suspends", ())
+    return kinds
+
+
+def _understood(reply: object) -> Answer | Unanswered:
     try:
         return as_answer(reply)
     except Exception as error:  # noqa: BLE001  an answer whose words cannot be read is no yes
-        return Answer(False, reason=f"the answer could not be read ({type(error).__name__})")
+        return Unanswered(f"the answer could not be read ({type(error).__name__})")
 
 
 def _is_async(approver: Approver) -> bool:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,21 +10,32 @@ from typing import Literal
 
 from opentelemetry.trace import TracerProvider
 
-from cra_middleware._canonical import canonical, digest
 from cra_middleware._clock import Clock, SystemClock
 from cra_middleware._ids import is_id, new_id
-from cra_middleware.approvals import Approver
+from cra_middleware.admission import check_text, facts_of, identity_of
+from cra_middleware.answering import Approvals
+from cra_middleware.approval_store import MemoryApprovals
+from cra_middleware.approvals import ApprovalStore, Approver
 from cra_middleware.atlas.loader import Atlas
-from cra_middleware.atlas.manifest import RISK_TIERS, RiskTier, ToolTarget
-from cra_middleware.call_flow import Identity, Setting
-from cra_middleware.carp.call import Target
+from cra_middleware.atlas.manifest import RiskTier
+from cra_middleware.carp.call import Target, ToolCall
+from cra_middleware.carp.counters import MemoryCounters
+from cra_middleware.carp.explain import Explanation, explain
+from cra_middleware.carp.limits import CostFunctions
 from cra_middleware.carp.messages import Request, Resolution
-from cra_middleware.carp.policy import RANK, Facts
-from cra_middleware.carp.quota import Counters, MemoryCounters
+from cra_middleware.carp.policy import Facts
+from cra_middleware.carp.quota import Counters
 from cra_middleware.carp.resolve import Options, TraceLevel
 from cra_middleware.carp.resolver import DefaultDecision, Resolver
-from cra_middleware.errors import ChainBroken, SinkError
-from cra_middleware.session import Session, current_session
+from cra_middleware.carp.sqlite_counters import SqliteCounters
+from cra_middleware.desk import Desk, Notify
+from cra_middleware.errors import AtlasError, ChainBroken, SinkError
+from cra_middleware.observing import Loudspeaker
+from cra_middleware.open_sessions import OpenSessions
+from cra_middleware.policies import AtlasSource, InForce, Terms, begin_epoch, load_atlases
+from cra_middleware.session import POLICY_CHANGED, Session, current_session
+from cra_middleware.setting import Identity, Setting
+from cra_middleware.sqlite_approvals import SqliteApprovals
 from cra_middleware.telemetry import Telemetry
 from cra_middleware.trace.chain import RECOVERED
 from cra_middleware.trace.recovery import Reopened, reopen
@@ -37,15 +46,9 @@ from cra_middleware.trace.writer import ChainWriter
 
 CANONICALIZATION = "cra-1"
 """The rules of ``_canonical``; recorded in every ``session.started``."""
-MAX_OPEN_KEPT = 256
-"""Sessions kept per thread that may be open at once; beyond it the one unused longest is detached."""
 
 _logger = logging.getLogger("cra_middleware")
 _logger.addHandler(logging.NullHandler())
-
-
-class AtlasWarning(UserWarning):
-    """Something in an Atlas that is perhaps not what its writer meant."""
 
 
 class Runtime:
@@ -53,15 +56,22 @@ class Runtime:
 
     def __init__(
         self,
-        atlas: str | Path | Atlas | Sequence[str | Path | Atlas],
+        atlas: AtlasSource | Sequence[AtlasSource],
         *,
         trace: str | Path | Sink | None = None,
         approver: Approver | None = None,
+        approvals: ApprovalStore | str | Path | None = None,
+        notify: Notify | None = None,
+        mode: Literal["enforce", "observe"] = "enforce",
         default_decision: DefaultDecision = "deny",
+        baseline: AtlasSource | None = None,
+        project: str | Path | None = None,
+        costs: CostFunctions | None = None,
+        counters: Counters | str | Path | None = None,
+        redact: Sequence[str] = (),
         record: Literal["hash", "full"] = "hash",
         trace_level: TraceLevel = "standard",
         tracer_provider: TracerProvider | None = None,
-        counters: Counters | None = None,
         clock: Clock | None = None,
     ) -> None:
         """Load the Atlases and open the sink.
@@ -69,54 +79,131 @@ class Runtime:
         Args:
             atlas: a folder, a file, a loaded ``Atlas``, or several of them.
             trace: a folder for trace files, or a ``Sink``; without it, traces are kept in memory.
-            approver: asks a person; without one, a call that needs approval raises ``ApprovalRequired``.
+            approver: asks a person; without one, a call that needs approval raises ``ApprovalRequired`` and waits
+                in ``approvals``.
+            approvals: a file (SQLite) that keeps open questions over a restart and for ``cra approvals``, or a
+                store; without it, they are kept in memory.
+            notify: hears of each new question, in a thread of its own (a webhook).
+            mode: ``observe`` enforces nothing but the schemas of arguments, and records and prints what would have
+                been refused.
             default_decision: what happens to a declared action that no policy allows or denies.
+            baseline: an Atlas whose policies are about every action; the others may only be stricter.
+            project: the folder that ``$PROJECT`` in an Atlas stands for.
+            costs: what a budget's ``cost_function`` names: from a call's arguments to a number.
+            counters: a file (SQLite) that several processes count in, or a store; without it, each counts by itself.
+            redact: ``<action glob>.<argument>``: values that are never recorded, beside what the Atlases name.
             record: ``hash`` keeps values out of the trace; ``full`` writes arguments and results into it.
             trace_level: ``verbose`` also records the policies that did not restrict anything.
             tracer_provider: where spans go; without it, OpenTelemetry's global provider.
-            counters: where rate limits are counted; without it, in this process.
             clock: for tests.
 
         Raises:
             AtlasError: when an Atlas has errors; it carries every finding.
             SinkError: when the trace folder cannot be used.
-            ValueError: when an option has an unknown value, or two Atlases collide.
+            CRAError: when the file of ``approvals`` or ``counters`` cannot be used.
+            ValueError: when an option has an unknown value, two Atlases collide, or a policy needs ``project`` or
+                ``costs``.
         """
-        if record not in ("hash", "full"):
-            raise ValueError(f"record must be 'hash' or 'full', not {record!r}")
-        if trace_level not in ("standard", "verbose"):
-            raise ValueError(f"trace_level must be 'standard' or 'verbose', not {trace_level!r}")
-        several = [atlas] if isinstance(atlas, (str, Path, Atlas)) else list(atlas)
-        self.atlases = tuple(item if isinstance(item, Atlas) else Atlas.load(item) for item in several)
-        for item in self.atlases:
-            for finding in item.findings:
-                if finding.code in ("W003", "W004", "W005", "W007"):
-                    warnings.warn(str(finding), AtlasWarning, stacklevel=2)
+        for name, value, known in (
+            ("record", record, ("hash", "full")),
+            ("trace_level", trace_level, ("standard", "verbose")),
+            ("mode", mode, ("enforce", "observe")),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be {known[0]!r} or {known[1]!r}, not {value!r}")
         self._clock: Clock = clock or SystemClock()
-        resolver = Resolver(self.atlases, default_decision)
-        risk_tiers = {name: compiled.action.risk_tier for name, compiled in resolver.actions.items()}
+        self._terms = Terms(
+            default_decision=default_decision,
+            baseline=None if baseline is None else load_atlases(baseline)[0],
+            project=None if project is None else str(project),
+            costs=dict(costs or {}),
+            is_observing=mode == "observe",
+            redact=tuple(redact),
+        )
+        self._policies = InForce(begin_epoch(load_atlases(atlas), self._terms))
+        store = SqliteApprovals(approvals) if isinstance(approvals, (str, Path)) else approvals or MemoryApprovals()
+        self._approvals = Approvals(store, self._clock)
         self._setting = Setting(
-            resolver=resolver,
-            counters=counters or MemoryCounters(),
+            policies=self._policies,
+            counters=_counters(counters),
             clock=self._clock,
-            approver=approver,
-            observer=Telemetry(tracer_provider, risk_tiers),
+            desk=Desk(store, approver, notify),
+            observer=Telemetry(tracer_provider, lambda action_id: self._policies.epoch.risk_tier(action_id)),
             options=Options(level=trace_level, full=record == "full"),
+            on_shadow=Loudspeaker() if self._terms.is_observing else None,
         )
         self._sink: Sink = _sink(trace)
-        self._lock = threading.Lock()
-        self._open: dict[str, Session] = {}
-        self._kept: dict[str, Session] = {}
+        self._sessions = OpenSessions()
+
+    @classmethod
+    def observe(
+        cls,
+        trace: str | Path | Sink | None = None,
+        *,
+        atlas: AtlasSource | Sequence[AtlasSource] = (),
+        record: Literal["hash", "full"] = "hash",
+        redact: Sequence[str] = (),
+    ) -> Runtime:
+        """A runtime that needs no Atlas: everything runs and is recorded, what would be denied is printed.
+
+        ``cra trace learn`` proposes rules from such traces.
+        """
+        return cls(atlas, trace=trace, mode="observe", record=record, redact=redact)
+
+    @property
+    def atlases(self) -> tuple[Atlas, ...]:
+        """Those in force."""
+        return self._policies.epoch.atlases
 
     @property
     def resolver(self) -> Resolver:
         """The policy decision point."""
-        return self._setting.resolver
+        return self._policies.epoch.resolver
 
     @property
     def policy_digest(self) -> str:
         """SHA-256 over the policies of every Atlas; recorded when a session starts."""
-        return digest(canonical([atlas.policy_digest for atlas in self.atlases]))
+        return self._policies.epoch.policy_digest
+
+    @property
+    def approvals(self) -> Approvals:
+        """The questions that wait for a person."""
+        return self._approvals
+
+    def reload(self, atlas: AtlasSource | Sequence[AtlasSource]) -> None:
+        """Put other policies in force, at once and for every session; open questions under the old ones are void.
+
+        Raises:
+            AtlasError: when an Atlas has errors; the old policies stay in force.
+            ValueError: as when a runtime is made; the old policies stay in force.
+        """
+        try:
+            epoch = begin_epoch(load_atlases(atlas), self._terms)
+        except (AtlasError, ValueError) as error:
+            _logger.error("the new Atlas is not used, the old one stays in force: %s", error)
+            raise
+        self._policies.epoch = epoch
+        self._approvals.void(self._sessions.ids(), epoch.policy_digest)
+
+    def explain(
+        self,
+        action: str,
+        arguments: Mapping[str, object] | None = None,
+        *,
+        agent_id: str = "agent",
+        risk_tier: RiskTier = "low",
+        context: Mapping[str, object] | None = None,
+    ) -> Explanation:
+        """What would be decided about one call now, by which policies, and what would have to change.
+
+        Nothing runs, counts or is recorded.
+
+        Raises:
+            ValueError: when an argument is not usable.
+        """
+        facts = facts_of("", agent_id, risk_tier, context or {}, None, None)
+        call = ToolCall.freeze(action, "explain", arguments or {})
+        return explain(self.resolver, call, facts, self._clock.wall_us(), self._setting.counters)
 
     def session(
         self,
@@ -147,10 +234,10 @@ class Runtime:
             ValueError: when an argument is not usable, or changes a fact of the parent.
         """
         parent = current_session()
-        if parent is not None and (not parent.is_open or parent.id not in self._open):
+        if parent is not None and (not parent.is_open or self._sessions.get(parent.id) is None):
             parent = None
         session_id = new_id()
-        facts = _facts(session_id, agent_id, risk_tier, context or {}, atlas_ids, parent)
+        facts = facts_of(session_id, agent_id, risk_tier, context or {}, atlas_ids, parent.facts if parent else None)
         extra = {"external_id": external_id, "subject": subject, "parent_session_id": parent.id if parent else None}
         return self._start(session_id, goal, facts, extra, atlas_ids, None, keep, parent)
 
@@ -167,12 +254,12 @@ class Runtime:
         missing = set(asked.atlas_ids or ()) - {atlas.manifest.atlas_id for atlas in self.atlases}
         if missing:
             raise ValueError(f"not loaded: {', '.join(sorted(missing))}")
-        session = self._open.get(requester.session_id)
+        session = self._sessions.get(requester.session_id)
         if session is not None:
             if session.facts.agent_id != requester.agent_id:
                 raise ValueError(f"session {session.id} belongs to another agent than {requester.agent_id!r}")
             return session.resolve(asked)
-        facts = _facts(requester.session_id, requester.agent_id, task.risk_tier, asked.context, asked.atlas_ids, None)
+        facts = facts_of(requester.session_id, requester.agent_id, task.risk_tier, asked.context, asked.atlas_ids, None)
         extra = {"parent_session_id": requester.parent_session_id}
         return self._start(requester.session_id, task.goal, facts, extra, None, asked, False, None).resolution
 
@@ -185,8 +272,7 @@ class Runtime:
             ChainBroken: when the session was ended, or its trace was changed.
             SinkError: when there is no such session, or another writer has it.
         """
-        with self._lock:
-            known = self._open.get(session_id)
+        known = self._sessions.get(session_id)
         if known is not None:
             if known.is_open:
                 return known
@@ -197,7 +283,7 @@ class Runtime:
         log = self._sink.reopen(session_id)
         try:
             found = reopen(log, session_id)
-            identity = _identity_of(found, context)
+            identity = identity_of(found, context)
             writer = ChainWriter(log, self._clock, session_id, identity.trace_id, found.end)
             session = Session(self._setting, identity, writer, log, found.actions)
             self._note_differences(session, found)
@@ -205,12 +291,12 @@ class Runtime:
         except BaseException:  # whatever it was, the log must not stay locked
             log.close()
             raise
-        self._remember(session, keep)
+        self._sessions.remember(session, keep)
         return session
 
     def find(self, session_id: str) -> Session | None:
         """The open session with this id."""
-        session = self._open.get(session_id)
+        session = self._sessions.get(session_id)
         return session if session is not None and session.is_open else None
 
     def target_for(
@@ -229,30 +315,15 @@ class Runtime:
         """
         if actions is not None and tool_name in actions:
             return Target(actions[tool_name])
-        for section in (framework, "any"):
-            for atlas in self.atlases:
-                adapter = atlas.manifest.adapters.get(section)
-                target = adapter.tools.get(tool_name) if adapter is not None else None
-                if target is not None:
-                    return Target(target.action, target.args) if isinstance(target, ToolTarget) else Target(target)
-        return Target(declared or tool_name)
+        return self._policies.epoch.target_for(tool_name, framework, declared)
 
     def argument_policies(self) -> tuple[str, ...]:
         """The policies that only a call's arguments can decide; what a tool is shown must be what they are shown."""
-        rules = (rule for action in self.resolver.actions.values() for rule in action.rules if rule.on_arguments)
-        return tuple(dict.fromkeys(rule.policy_id for rule in rules))
+        return self._policies.epoch.argument_policies()
 
     def close(self, *, end: bool = False) -> None:
         """End the sessions this runtime opened, detach the kept ones (``end=True`` ends those too), close the sink."""
-        with self._lock:
-            sessions = list(self._open.values())
-        for session in reversed(sessions):
-            if session.id in self._kept and not end:
-                session.detach()
-            else:
-                session.end()
-        self._open.clear()
-        self._kept.clear()
+        self._sessions.close(end)
         self._sink.close()
 
     def __enter__(self) -> Runtime:
@@ -276,7 +347,7 @@ class Runtime:
     ) -> Session:
         if not 0 < len(goal) <= 10_000:
             raise ValueError("goal must have 1 to 10,000 characters")
-        _check_text("goal", goal)
+        check_text("goal", goal)
         log = self._sink.create(session_id)
         try:
             identity = Identity(session_id, new_id(), new_id(), goal, facts)
@@ -284,7 +355,7 @@ class Runtime:
             session = Session(self._setting, identity, writer, log)
             metadata = {
                 "policy_digest": self.policy_digest,
-                "mode": "enforce",
+                "mode": "observe" if self._terms.is_observing else "enforce",
                 "default_decision": self.resolver.default_decision,
                 "canonicalization": CANONICALIZATION,
                 **{key: value for key, value in extra.items() if value is not None},
@@ -297,7 +368,7 @@ class Runtime:
             raise
         if parent is not None:
             parent.adopt(session)
-        self._remember(session, keep)
+        self._sessions.remember(session, keep)
         return session
 
     def _note_differences(self, session: Session, found: Reopened) -> None:
@@ -308,19 +379,7 @@ class Runtime:
         metadata = found.first.payload.get("metadata")
         before = metadata.get("policy_digest") if isinstance(metadata, dict) else None
         if before != self.policy_digest:
-            session.note("policy_changed", f"resumed under the policies {self.policy_digest}")
-
-    def _remember(self, session: Session, keep: bool) -> None:
-        with self._lock:
-            self._open = {key: known for key, known in self._open.items() if known.is_open}
-            self._open[session.id] = session
-            self._kept = {key: known for key, known in self._kept.items() if known.is_open}
-            if keep:
-                self._kept[session.id] = session
-            idle = [known for known in self._kept.values() if not known.is_busy and known is not session]
-            surplus = idle[: max(0, len(self._kept) - MAX_OPEN_KEPT)]
-        for known in surplus:
-            known.detach()
+            session.note(POLICY_CHANGED, f"resumed under the policies {self.policy_digest}")
 
 
 def _sink(trace: str | Path | Sink | None) -> Sink:
@@ -329,50 +388,7 @@ def _sink(trace: str | Path | Sink | None) -> Sink:
     return JsonlSink(trace) if isinstance(trace, (str, Path)) else trace
 
 
-def _facts(
-    session_id: str,
-    agent_id: str,
-    risk_tier: RiskTier,
-    context: Mapping[str, object],
-    atlas_ids: Sequence[str] | None,
-    parent: Session | None,
-) -> Facts:
-    """A session's facts; below a parent the tier is the higher of both, and facts are only added."""
-    if risk_tier not in RISK_TIERS:
-        raise ValueError(f"risk_tier must be one of {', '.join(RISK_TIERS)}, not {risk_tier!r}")
-    if not isinstance(agent_id, str) or not 0 < len(agent_id) <= 255:
-        raise ValueError("agent_id must have 1 to 255 characters")
-    _check_text("agent_id", agent_id)
-    names = None if atlas_ids is None else tuple(atlas_ids)
-    if parent is None:
-        return Facts(agent_id, risk_tier, dict(context), session_id, names)
-    above = parent.facts
-    changed = [key for key, value in context.items() if key in above.context and above.context[key] != value]
-    if changed:
-        raise ValueError(f"a nested session may add facts, not change its parent's: {', '.join(sorted(changed))}")
-    tier = max(risk_tier, above.risk_tier, key=RANK.__getitem__)
-    return Facts(agent_id, tier, {**above.context, **context}, above.root_session_id, names or above.atlas_ids)
-
-
-def _check_text(name: str, text: str) -> None:
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise ValueError(f"{name} holds a lone surrogate, which no message can carry")
-
-
-def _identity_of(found: Reopened, context: Mapping[str, object] | None) -> Identity:
-    first, payload = found.first, found.first.payload
-    asked = found.request.payload if found.request is not None else {}
-    recorded = asked.get("context")
-    facts_given = {**(recorded if isinstance(recorded, dict) else {}), **(context or {})}
-    named = payload.get("atlas_ids") or asked.get("atlas_ids")
-    tier = next((known for known in RISK_TIERS if known == asked.get("risk_tier", "low")), None)
-    if tier is None:
-        raise ChainBroken(f"session {first.session_id} was begun under a risk tier that does not exist")
-    facts = Facts(
-        agent_id=str(payload["agent_id"]),
-        risk_tier=tier,
-        context=facts_given,
-        root_session_id=first.session_id,
-        atlas_ids=tuple(str(name) for name in named) if isinstance(named, list) else None,
-    )
-    return Identity(first.session_id, first.trace_id, first.span_id, str(payload["goal"]), facts)
+def _counters(counters: Counters | str | Path | None) -> Counters:
+    if counters is None:
+        return MemoryCounters()
+    return SqliteCounters(counters) if isinstance(counters, (str, Path)) else counters

@@ -12,13 +12,15 @@ from types import TracebackType
 from typing import Literal, ParamSpec, TypeVar
 
 from cra_middleware._ids import new_id
-from cra_middleware.call_flow import CallPath, Identity, Resolved, Setting
+from cra_middleware.approvals import Approver
+from cra_middleware.call_flow import CallPath
 from cra_middleware.carp.call import ToolCall
 from cra_middleware.carp.messages import ContextBlockMessage, Request, Requester, Resolution, Task
 from cra_middleware.carp.policy import RANK, Facts
 from cra_middleware.carp.resolve import resolve
 from cra_middleware.errors import CallRefused, SinkError
 from cra_middleware.interceptor import Flow, OpenCall, arun, run
+from cra_middleware.setting import Identity, Resolved, Setting
 from cra_middleware.signatures import bind_arguments, describe
 from cra_middleware.trace.chain import Verdict, verify_lines
 from cra_middleware.trace.event import Event, EventType
@@ -30,6 +32,9 @@ from cra_middleware.trace.writer import ChainWriter, Entry
 T = TypeVar("T")
 P = ParamSpec("P")
 EndReason = Literal["completed", "timeout", "error", "cancelled"]
+
+POLICY_CHANGED = "policy_changed"
+"""The ``error_code`` of a session that goes on under other policies."""
 
 _logger = logging.getLogger("cra_middleware")
 _current: ContextVar[object] = ContextVar("cra_session", default=None)
@@ -95,6 +100,11 @@ class Session:
         return self.resolution.context_blocks
 
     @property
+    def context_text(self) -> str:
+        """The same documents as one text, ready for a system prompt."""
+        return "\n\n".join(block.content.strip() for block in self.context)
+
+    @property
     def events(self) -> tuple[Event, ...]:
         """Every event so far, as the sink holds it."""
         self._calls.settle()
@@ -120,13 +130,19 @@ class Session:
         call = ToolCall.freeze(action_id, describe(fn), bind_arguments(fn, args, kwargs))
         return await self.arun(call, lambda: fn(*args, **kwargs))
 
-    def run(self, call: ToolCall, tool: Callable[[], T], body: object = None) -> T:
-        """Run ``tool`` for a call that an adapter froze; ``body`` is the ``@governed`` function inside it, if any."""
-        return run(self._calls.flow(call, body), tool)
+    def run(self, call: ToolCall, tool: Callable[[], T], body: object = None, approver: Approver | None = None) -> T:
+        """Run ``tool`` for a call that an adapter froze.
 
-    async def arun(self, call: ToolCall, tool: Callable[[], Awaitable[T]], body: object = None) -> T:
+        ``body`` is the ``@governed`` function inside it, if any; ``approver`` is the framework's way to ask a
+        person, for when the runtime has none.
+        """
+        return run(self._calls.flow(call, body, approver=approver), tool)
+
+    async def arun(
+        self, call: ToolCall, tool: Callable[[], Awaitable[T]], body: object = None, approver: Approver | None = None
+    ) -> T:
         """As ``run``, for a coroutine function."""
-        return await arun(self._calls.flow(call, body), tool)
+        return await arun(self._calls.flow(call, body, approver=approver), tool)
 
     def flow(self, call: ToolCall, *, stream: bool = False) -> Flow:
         """The bare path of one call, for the drivers of ``interceptor``."""
@@ -171,8 +187,11 @@ class Session:
             SinkError: when it cannot be recorded; the earlier resolution stays.
         """
         with self._lock:
-            now_us = self._writer.now_us()
             span_id, identity, setting = new_id(), self._identity, self._setting
+            epoch, before = setting.policies.epoch, self._resolved
+            if before is not None and before.epoch.policy_digest != epoch.policy_digest:
+                self.note(POLICY_CHANGED, f"goes on under the policies {epoch.policy_digest}")
+            now_us = self._writer.now_us()
             operation = setting.observer.resolution(identity.subject, span_id)
             facts = identity.facts
             if request is not None:  # a request may add facts, and speak of a higher risk
@@ -180,7 +199,7 @@ class Session:
                 facts = facts._replace(context={**request.context, **facts.context}, risk_tier=tier)
             try:
                 resolution, records = resolve(
-                    setting.resolver,
+                    epoch.resolver,
                     request or self._own_request(),
                     facts,
                     setting.counters,
@@ -195,7 +214,7 @@ class Session:
             finally:
                 operation.end(None)
             self._resolved = Resolved(
-                resolution, resolution.resolution_id, span_id, now_us + resolution.ttl_seconds * 1_000_000
+                resolution, resolution.resolution_id, span_id, now_us + resolution.ttl_seconds * 1_000_000, epoch
             )
             return resolution
 
@@ -245,15 +264,19 @@ class Session:
 
     def _resolved_at(self, now_us: int) -> Resolved:
         resolved = self._resolved
-        if resolved is not None and now_us < resolved.expires_us:
+        if resolved is not None and self._counts(resolved, now_us):
             return resolved
         with self._lock:
             resolved = self._resolved
-            if resolved is None or now_us >= resolved.expires_us:
+            if resolved is None or not self._counts(resolved, now_us):
                 self.resolve()
                 resolved = self._resolved
             assert resolved is not None
             return resolved
+
+    def _counts(self, resolved: Resolved, now_us: int) -> bool:
+        """Whether it has not expired, and the policies are still those it was made under."""
+        return now_us < resolved.expires_us and resolved.epoch is self._setting.policies.epoch
 
     def _own_request(self) -> Request:
         facts, identity = self._identity.facts, self._identity
@@ -286,10 +309,19 @@ class Session:
                 self._calls.settle()
                 payload["event_count"] = self._writer.end.sequence + 1
                 self._record("session.ended", payload)
+                self._forget()
             except SinkError as failure:
                 _logger.error("session %s ends unsealed: %s", self.id, failure)
             finally:  # an interrupt, too, must not leave the log locked
                 self._let_go()
+
+    def _forget(self) -> None:
+        """What only this session and those below it have spent need not be known any more."""
+        if self._identity.facts.root_session_id == self.id:
+            try:
+                self._setting.counters.forget(self.id)
+            except Exception as failure:  # noqa: BLE001  a foreign store: the session is sealed all the same
+                _logger.error("what session %s has spent stays counted: %s", self.id, failure)
 
     def _let_go(self) -> None:
         with self._lock:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -69,17 +69,17 @@ def configure_otel(service_name: str, endpoint: str | None = None) -> SdkTracerP
 class Telemetry:
     """The observer of a runtime. Its tracer is looked up at each call: a provider may be set later."""
 
-    def __init__(self, provider: TracerProvider | None, risk_tiers: Mapping[str, str]) -> None:
-        """Send spans to ``provider`` (None: the global one); ``risk_tiers`` are those of the declared actions."""
+    def __init__(self, provider: TracerProvider | None, risk_tier: Callable[[str], str | None]) -> None:
+        """Send spans to ``provider`` (None: the global one); ``risk_tier`` tells a declared action's."""
         self._provider = provider
-        self._risk_tiers = risk_tiers
+        self._risk_tier = risk_tier
         self._known: tuple[TracerProvider, Tracer] | None = None
 
     def call(self, call: ToolCall, subject: Subject, span_id: str, /) -> Operation:
         tracer = self._tracer()
         if tracer is None:
             return _NOTHING
-        return _guarded(_CallSpan, tracer, call, subject, span_id, self._risk_tiers.get(call.action_id))
+        return _guarded(_CallSpan, tracer, call, subject, span_id, self._risk_tier(call.action_id))
 
     def resolution(self, subject: Subject, span_id: str, /) -> Operation:
         tracer = self._tracer()
@@ -212,6 +212,8 @@ def _decision_attributes(decision: Decision) -> dict[str, AttributeValue]:
     attributes: dict[str, AttributeValue] = {"cra.decision": verdict}
     if decision.policy_id is not None:
         attributes["cra.policy.id"] = clean(decision.policy_id)
+    if decision.shadows:
+        attributes["cra.policy.shadow_ids"] = [clean(shadow.policy_id) for shadow in decision.shadows]
     return attributes
 
 

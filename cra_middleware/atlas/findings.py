@@ -9,7 +9,7 @@ E006 dangling       a capability, block, tool map or condition names something t
 E007 json_schema    not a valid JSON Schema, a reference outside itself, or a keyword that a condition cannot enforce
 E008 parameters     a policy's ``parameters`` lack a key, have an unknown one, or a value of the wrong kind
 E009 dependency     a required Atlas is missing or has a version outside the range
-E010 unsupported    valid Atlas/1.0 that this version would not enforce, so it refuses it
+E010 argument_test  a test of an argument that is none
 W001 unknown_key    an unknown top-level key (kept)
 W002 loose_id       ``_`` or ``-`` in an action or capability id: not every implementation reads it
 W003 idle_glob      a glob that matches no action: perhaps a misspelt restriction
@@ -29,6 +29,7 @@ from typing import Literal
 from pydantic import JsonValue, ValidationError
 from pydantic_core import ErrorDetails
 
+from cra_middleware.atlas.argument_tests import parse_argument_test
 from cra_middleware.atlas.globs import any_glob, glob
 from cra_middleware.atlas.manifest import Action, Conditions, Manifest, Policy
 from cra_middleware.atlas.schemas import condition_problems, named_arguments, schema_problem, unknown_keywords
@@ -327,33 +328,24 @@ def _conditions(conditions: Conditions, at: tuple[str | int, ...], origins: Orig
             yield finding("E007", where, unenforced.message, "correct it: it would restrict nothing")
         if not named_arguments(schema):
             yield finding("E007", place, "names no argument", "put the arguments under properties or required")
-    if conditions.time_window is not None:
-        yield _unsupported(origins.at(*at, "time_window"), "time_window conditions")
+    for name, test in (conditions.arguments or {}).items():
+        try:
+            parse_argument_test(test)
+        except ValueError as error:
+            yield finding("E010", origins.at(*at, "arguments", name), str(error), "see docs/atlas.md, arguments")
 
 
 def _parameters(policy: Policy, at: tuple[str | int, ...], origins: Origins) -> Iterator[Finding]:
     try:
-        parameters = policy.rules_of()
+        policy.rules_of()
     except ValidationError as error:
         for detail in error.errors(include_url=False, include_input=False):
             yield _shape(detail, origins.at(*at, "parameters", *detail["loc"]), "E008")
         return
-    if policy.type == "budget":
-        if policy.parameters.keys().isdisjoint(("cost", "cost_parameter")):
-            yield finding(
-                "E008", origins.at(*at, "parameters"), "a budget needs cost or cost_parameter", "say what a call costs"
-            )
-        yield _unsupported(origins.at(*at), "budget policies")
-    if policy.parameters.get("algorithm") == "sliding":
-        yield _unsupported(origins.at(*at, "parameters", "algorithm"), "sliding windows")
-    if parameters.enforcement == "shadow":
-        yield _unsupported(origins.at(*at, "parameters", "enforcement"), "shadow policies")
-
-
-def _unsupported(place: Place, what: str) -> Finding:
-    return finding(
-        "E010", place, f"{what} are not enforced by this version", "an Atlas is never half enforced; remove it for now"
-    )
+    costs = [key for key in ("cost", "cost_parameter", "cost_function") if policy.parameters.get(key) is not None]
+    if policy.type == "budget" and len(costs) != 1:
+        hint = "write cost, cost_parameter or cost_function: one of them"
+        yield finding("E008", origins.at(*at, "parameters"), "a budget needs to know what a call costs", hint)
 
 
 def as_json(findings: Iterable[Finding]) -> str:

@@ -22,13 +22,24 @@ DenyCode = Literal[
     "no_allow_policy",
     "unknown_action",
     "rate_limit_exceeded",
+    "budget_exceeded",
     "invalid_parameters",
     "arguments_changed",
     "approval_rejected",
+    "approval_expired",
     "policy_error",
     "session_ended",
 ]
-ViolationType = Literal["rate_limit", "invalid_parameters"]
+ViolationType = Literal["rate_limit", "budget", "invalid_parameters"]
+
+
+class Shadow(NamedTuple):
+    """What a policy would have done, had it been enforced."""
+
+    policy_id: str
+    verdict: Literal["deny", "require_approval"]
+    code: str
+    reason: str
 
 
 class Allow(NamedTuple):
@@ -36,8 +47,9 @@ class Allow(NamedTuple):
 
     policy_id: str | None
     """None when only ``default_decision="allow"`` let it."""
-    reservation: Reservation | None = None
+    reservations: tuple[Reservation, ...] = ()
     """What the call will use up; to be committed or released."""
+    shadows: tuple[Shadow, ...] = ()
 
 
 class Deny(NamedTuple):
@@ -49,6 +61,7 @@ class Deny(NamedTuple):
     retry_after_seconds: float | None = None
     violation: ViolationType | None = None
     """Recorded as ``policy.violated`` when it is one."""
+    shadows: tuple[Shadow, ...] = ()
 
 
 class Ask(NamedTuple):
@@ -56,6 +69,10 @@ class Ask(NamedTuple):
 
     policy_id: str
     reason: str
+    approvers: tuple[str, ...] = ()
+    """Who may; empty means anyone but the agent itself."""
+    expires_seconds: int | None = None
+    shadows: tuple[Shadow, ...] = ()
 
 
 Decision = Allow | Deny | Ask

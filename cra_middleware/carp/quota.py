@@ -1,25 +1,37 @@
-"""Counting calls: reserve before the tool, commit when it ran, release when it did not.
+"""Counting: reserve before the tool, commit when it ran, release when it did not.
 
-A window is ``[start, start + length)``. It opens at the first committed call after the last one closed.
+A fixed window is ``[start, start + length)`` and opens at the first committed call after the last one closed. A
+sliding one is the last ``length``, ``(now - length, now]``. Without a length a count lasts as long as its session.
 """
 
 from __future__ import annotations
 
-import threading
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from decimal import ROUND_CEILING, Decimal
+from typing import Literal, NamedTuple, Protocol
+
+from cra_middleware.errors import CRAError
+
+MILLION = 1_000_000
+MAX_COST = 10**18
+"""Millionths; more is no cost but a mistake."""
 
 
 class Limit(NamedTuple):
-    """One limit, for one caller."""
+    """One limit, for one call of one caller."""
 
     key: tuple[str, ...]
     """Who shares it: Atlas, policy, and what the scope says."""
-    max_calls: int
-    window_us: int
+    capacity: int
+    """Calls, or millionths of a budget's unit."""
+    window_us: int | None
+    amount: int
+    """What this call takes."""
     policy_id: str
     reason: str
+    is_sliding: bool = False
+    kind: Literal["rate_limit", "budget"] = "rate_limit"
 
 
 class Reservation(NamedTuple):
@@ -27,20 +39,28 @@ class Reservation(NamedTuple):
 
     limits: tuple[Limit, ...]
     now_us: int
+    id: str
 
 
 class Exhausted(NamedTuple):
-    """A limit that has no place left."""
+    """A limit that has no room for the call."""
 
     limit: Limit
-    retry_after_us: int
+    retry_after_us: int | None
+    """None: waiting does not help."""
+
+
+class CountersError(CRAError):
+    """A store of counters cannot be used; nothing was taken."""
+
+    code = "counters_unavailable"
 
 
 class Counters(Protocol):
-    """A store of counters. Every method is atomic; nothing here waits."""
+    """A store of counters. Every method is atomic, and raises ``CountersError`` when it cannot be done."""
 
     def peek(self, limits: Sequence[Limit], now_us: int) -> Exhausted | None:
-        """The first limit that has no place left; takes none."""
+        """The first limit that has no room; takes nothing."""
         ...
 
     def reserve(self, limits: Sequence[Limit], now_us: int) -> Reservation | Exhausted:
@@ -55,77 +75,25 @@ class Counters(Protocol):
         """The tool did not run: the places are free again."""
         ...
 
-
-@dataclass(slots=True)
-class _Window:
-    start_us: int | None = None
-    used: int = 0
-    reserved: int = 0
-    length_us: int = 0
+    def forget(self, session_id: str) -> None:
+        """A root session is sealed: what only it has spent need not be known any more."""
+        ...
 
 
-class MemoryCounters:
-    """Fixed windows in this process, safe under threads and tasks."""
+def cost_millionths(value: object) -> int | None:
+    """A cost in millionths, rounded up; None when it is no number, negative, or not finite.
 
-    def __init__(self) -> None:
-        self._windows: dict[tuple[str, ...], _Window] = {}
-        self._lock = threading.RLock()  # a finaliser may call in the middle of a call
-        self._sweep_at = 1024
-
-    def peek(self, limits: Sequence[Limit], now_us: int) -> Exhausted | None:
-        with self._lock:
-            return self._exhausted(limits, now_us)
-
-    def reserve(self, limits: Sequence[Limit], now_us: int) -> Reservation | Exhausted:
-        with self._lock:
-            exhausted = self._exhausted(limits, now_us)
-            if exhausted is not None:
-                return exhausted
-            if len(self._windows) >= self._sweep_at:
-                self._forget_closed(now_us)
-            for limit in limits:
-                window = self._windows.setdefault(limit.key, _Window())
-                window.length_us = limit.window_us
-                window.reserved += 1
-            return Reservation(tuple(limits), now_us)
-
-    def commit(self, reservation: Reservation) -> None:
-        with self._lock:
-            for limit in reservation.limits:
-                window = self._windows[limit.key]
-                window.reserved -= 1
-                self._close_if_over(window, limit, reservation.now_us)
-                if window.start_us is None:
-                    window.start_us = reservation.now_us
-                window.used += 1
-
-    def release(self, reservation: Reservation) -> None:
-        with self._lock:
-            for limit in reservation.limits:
-                self._windows[limit.key].reserved -= 1
-
-    def _forget_closed(self, now_us: int) -> None:
-        """Sessions and agents come and go: windows that nobody counts in any more are let go."""
-        self._windows = {
-            key: window
-            for key, window in self._windows.items()
-            if window.reserved or (window.start_us is not None and now_us < window.start_us + window.length_us)
-        }
-        self._sweep_at = max(1024, 2 * len(self._windows))
-
-    def _exhausted(self, limits: Sequence[Limit], now_us: int) -> Exhausted | None:
-        for limit in limits:
-            window = self._windows.get(limit.key)
-            if window is None:
-                continue
-            self._close_if_over(window, limit, now_us)
-            if window.used + window.reserved >= limit.max_calls:
-                # no window is open yet: the calls in flight will open one when they end
-                left = limit.window_us if window.start_us is None else window.start_us + limit.window_us - now_us
-                return Exhausted(limit, left)
+    A float is taken as it is written: 0.1 is exactly 100000.
+    """
+    if isinstance(value, bool):
         return None
-
-    @staticmethod
-    def _close_if_over(window: _Window, limit: Limit, now_us: int) -> None:
-        if window.start_us is not None and now_us >= window.start_us + limit.window_us:
-            window.start_us, window.used = None, 0
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        value = Decimal(repr(float(value)))
+    if isinstance(value, int):
+        value = int(value)
+        return value * MILLION if 0 <= value <= MAX_COST // MILLION else None
+    if not isinstance(value, Decimal) or not value.is_finite() or not 0 <= value <= MAX_COST // MILLION:
+        return None
+    return int((value * MILLION).to_integral_value(rounding=ROUND_CEILING))

@@ -86,7 +86,7 @@ def resolve(
     listed = [item for item in standings if not task.required_capabilities or item.action.action.action_id in wanted]
     wish = Wish(task.goal, facts.risk_tier, task.context_hints, task.required_capabilities)
     about = frozenset(task.required_capabilities or known)
-    selection = select(atlases, wish, lambda conditions: resolver.context_holds(conditions, facts, about))
+    selection = select(atlases, wish, lambda conditions: resolver.context_holds(conditions, facts, now_us, about))
     kind = decision_type(standings, wanted, bool(unknown))
     resolution = Resolution(
         resolution_id=resolution_id,
@@ -173,19 +173,40 @@ def _constraints(standings: Sequence[Standing]) -> Iterator[Constraint]:
     """What is decided only at the call: one entry a policy, with the actions it is about."""
     found: dict[tuple[str, str], tuple[Rule, list[str]]] = {}  # an action's own question and limit share one id
     for item in standings:
-        for rule in item.rules:
-            if rule.type in ("require_approval", "rate_limit", "scope") or rule.on_arguments:
+        for rule in item.action.rules:
+            if rule.is_enforced and (_is_timed(rule) or (_is_left_to_the_call(rule) and rule in item.rules)):
                 found.setdefault((rule.policy_id, rule.type), (rule, []))[1].append(item.action.action.action_id)
     for (policy_id, _), (rule, actions) in found.items():
         parameters: dict[str, JsonValue] = {"actions": list(actions), "reason": rule.reason}
-        if rule.quota is not None:
-            parameters |= {"max_calls": rule.quota.max_calls, "window_seconds": rule.quota.window_seconds}
-        if rule.source is not None and rule.source.conditions.parameters is not None:
-            parameters["when"] = dict(rule.source.conditions.parameters)
-        if rule.type == "require_approval" or rule.type == "rate_limit":
+        if rule.source is not None:
+            conditions = rule.source.conditions
+            written = {key: rule.source.parameters.get(key) for key in _COUNTED}
+            parameters |= {key: value for key, value in written.items() if value is not None}
+            if conditions.parameters is not None:
+                parameters["when"] = dict(conditions.parameters)
+            if conditions.arguments is not None:
+                parameters["arguments"] = dict(conditions.arguments)
+            if conditions.time_window is not None:
+                parameters["time_window"] = conditions.time_window.model_dump(mode="json", exclude_none=True)
+        elif rule.quota is not None and rule.quota.window_us is not None:
+            parameters |= {"max_calls": rule.quota.capacity, "window_seconds": rule.quota.window_us // 1_000_000}
+        if rule.type in ("require_approval", "rate_limit", "budget"):
             yield Constraint(constraint_id=policy_id, type=rule.type, parameters=parameters)
         else:
-            yield Constraint(constraint_id=policy_id, type="scope", parameters={"effect": rule.type, **parameters})
+            kind: Literal["time_window", "scope"] = "time_window" if _is_timed(rule) else "scope"
+            yield Constraint(constraint_id=policy_id, type=kind, parameters={"effect": rule.type, **parameters})
+
+
+_COUNTED = ("max_calls", "max_cost", "window_seconds", "cost", "cost_parameter", "scope", "algorithm", "approvers")
+
+
+def _is_timed(rule: Rule) -> bool:
+    """Whether it says something else later, whatever it says now."""
+    return rule.source is not None and rule.source.conditions.time_window is not None
+
+
+def _is_left_to_the_call(rule: Rule) -> bool:
+    return rule.type in ("require_approval", "rate_limit", "budget", "scope") or rule.on_arguments
 
 
 def _request_record(request: Request, facts: Facts, options: Options) -> Record:
@@ -239,8 +260,8 @@ def _policy_records(standings: Sequence[Standing], facts: Facts, level: TraceLev
 
 
 def _effect(item: Standing) -> str | None:
-    limited = any(rule.policy_id == item.policy_id and rule.type == "rate_limit" for rule in item.rules)
-    return "rate_limit" if limited else None
+    types = {rule.type for rule in item.rules if rule.policy_id == item.policy_id}
+    return next((kind for kind in ("rate_limit", "budget") if kind in types), None)
 
 
 def _completed_record(resolution: Resolution) -> Record:

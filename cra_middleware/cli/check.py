@@ -12,13 +12,13 @@ from typing import Annotated
 
 import typer
 
-from cra_middleware._clock import SystemClock
+from cra_middleware._clock import SystemClock, parse_us
 from cra_middleware.atlas.manifest import RISK_TIERS, PolicyType, RiskTier
 from cra_middleware.carp.call import Allow, Ask, Decision, Deny, ToolCall
-from cra_middleware.carp.matchers import schema_violation
+from cra_middleware.carp.counters import MemoryCounters
+from cra_middleware.carp.explain import Explanation, Seen, explain
 from cra_middleware.carp.policy import RANK, Facts
-from cra_middleware.carp.quota import MemoryCounters
-from cra_middleware.carp.resolver import Resolver, Seen
+from cra_middleware.carp.resolver import Resolver
 from cra_middleware.cli.atlas import load
 from cra_middleware.cli.output import Format, FormatOption, complain, emit, say, stop
 from cra_middleware.errors import AtlasError
@@ -38,11 +38,14 @@ def check(
     beside: Annotated[
         list[str] | None, typer.Option("--with", metavar="PATH", help="An Atlas loaded beside it; may be repeated.")
     ] = None,
+    at: Annotated[str, typer.Option(metavar="TIME", help="As of then: 2026-01-31T22:00+01:00. Left out: now.")] = "",
+    project: Annotated[str, typer.Option(metavar="DIR", help="The folder that $PROJECT stands for.")] = "",
     format: FormatOption = Format.text,
 ) -> None:
     """Decide one call as the runtime would, and say why. Nothing runs, counts or is recorded.
 
-    Every policy about the action is shown, in the order in which they are looked at.
+    Every policy about the action is shown, in the order in which they are looked at, with what each condition saw
+    and what would have to change.
 
     \b
     Example:  cra check atlases/support refund.create --args '{"amount": 250}' --risk-tier high
@@ -58,15 +61,25 @@ def check(
         atlas_path = path
     facts = Facts(_agent(agent), _tier(risk_tier), _facts(context or ()), "")
     call = ToolCall.freeze(action, "cra check", _arguments(args))
-    resolver = _resolver([atlas_path, *(beside or ())])
-    decision = resolver.decide(call, facts, SystemClock().wall_us(), MemoryCounters())
-    # arguments that cannot be written down are refused before any policy is looked at
-    seen = () if call.problem is not None else tuple(resolver.explain(call, facts))
+    resolver = _resolver([atlas_path, *(beside or ())], project)
+    told = explain(resolver, call, facts, _time(at), MemoryCounters())
     if format is Format.json:
-        emit({**_verdict(decision), "policies": [item._asdict() for item in seen]})
+        emit(_as_json(told))
     else:
-        _print(call, facts, resolver, seen, decision)
-    raise typer.Exit(_EXIT_CODES[str(_verdict(decision)["verdict"])])
+        _print(told, facts, resolver)
+    raise typer.Exit(_EXIT_CODES[str(_verdict(told.decision)["verdict"])])
+
+
+def _as_json(told: Explanation) -> dict[str, object]:
+    return {
+        **_verdict(told.decision),
+        "phase": told.phase,
+        "schema": told.schema_problem,
+        "policies": [
+            {**item._asdict(), "conditions": [one._asdict() for one in item.conditions]} for item in told.policies
+        ],
+        "would_change": told.would_change or None,
+    }
 
 
 def _verdict(decision: Decision) -> dict[str, object]:
@@ -87,16 +100,25 @@ def _verdict(decision: Decision) -> dict[str, object]:
     }
 
 
-def _resolver(paths: Sequence[str]) -> Resolver:
+def _resolver(paths: Sequence[str], project: str) -> Resolver:
     atlases = [load(path) for path in paths]
     try:
-        return Resolver(atlases)
+        return Resolver(atlases, project=project or None)
     except AtlasError as error:
         for item in error.findings:
             complain(item)
         raise stop("an Atlas that this one depends on is missing; name it with --with PATH", 1) from None
     except ValueError as error:
         raise stop(error, 1) from None
+
+
+def _time(text: str) -> int:
+    if not text:
+        return SystemClock().wall_us()
+    try:
+        return parse_us(text)
+    except ValueError as error:
+        raise stop(f"--at takes a time with its offset, such as 2026-01-31T22:00:00+01:00: {error}", 2) from None
 
 
 def _agent(name: str) -> str:
@@ -160,30 +182,32 @@ def _no_constant(name: str) -> object:
     raise ValueError(f"JSON has no {name}")
 
 
-def _print(call: ToolCall, facts: Facts, resolver: Resolver, seen: Sequence[Seen], decision: Decision) -> None:
+def _print(told: Explanation, facts: Facts, resolver: Resolver) -> None:
+    call = told.call
     known = resolver.actions.get(call.action_id)
     tier = facts.risk_tier if known is None else max(facts.risk_tier, known.action.risk_tier, key=RANK.__getitem__)
     say((call.action_id, "bold cyan"), f"  by {facts.agent_id}, {tier} risk")
     say()
-    denials = [item for item in seen if item.type == "deny"]
-    for item in denials:
-        _print_seen(item)
+    for item in told.policies:
+        if item.type == "deny":
+            _print_seen(item)
     if call.problem is None and known is not None:
-        validator = known.validator
-        problem = None if validator is None else schema_violation(validator, call.arguments)
-        fits = "the action has no schema" if validator is None else "the arguments fit"
+        fits = "the action has no schema" if known.validator is None else "the arguments fit"
+        problem = told.schema_problem
         say(
             (problem or fits, "bold red" if problem else "dim"),
             lead=("  schema", "" if problem else "dim"),
             indent=_INDENT,
         )
-    for item in seen:
+    for item in told.policies:
         if item.type != "deny":
             _print_seen(item)
     if known is not None:
         say()
-    _print_verdict(decision)
-    if isinstance(decision, Deny) and decision.code == "unknown_action":
+    _print_verdict(told.decision)
+    if told.would_change:
+        say(f"To change that: {told.would_change}.", indent=2)
+    if isinstance(told.decision, Deny) and told.decision.code == "unknown_action":
         similar = difflib.get_close_matches(call.action_id, resolver.actions, n=3)
         if similar:
             say(f"Did you mean {' or '.join(similar)}?", indent=2)
@@ -191,8 +215,13 @@ def _print(call: ToolCall, facts: Facts, resolver: Resolver, seen: Sequence[Seen
 
 def _print_seen(item: Seen) -> None:
     name = (item.policy_id, _STYLES.get(item.type, "bold") if item.holds else "dim")
-    rest = (f" {'applies' if item.holds else 'does not apply'}: {item.why}", "" if item.holds else "dim")
+    applies = ("applies" if item.holds else "does not apply") + ("" if item.is_enforced else " (not enforced)")
+    why = "" if item.conditions else ": no conditions"
+    rest = (f" {applies}{why}", "" if item.holds else "dim")
     say(name, rest, lead=(f"  {item.type}", "" if item.holds else "dim"), indent=_INDENT)
+    for one in item.conditions:
+        answer = {True: "holds", False: "does not hold", None: "cannot be evaluated"}[one.answer]
+        say((f"{one.name} {answer}: wants {one.wants}, saw {one.saw}", "dim"), indent=_INDENT + 2)
 
 
 def _print_verdict(decision: Decision) -> None:

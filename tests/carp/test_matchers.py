@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cra_middleware.atlas.schemas import compile_schema
 from cra_middleware.carp.call import ToolCall
 from cra_middleware.carp.matchers import parameters_matcher, schema_violation
-from cra_middleware.carp.policy import Condition, Facts, evaluate
+from cra_middleware.carp.policy import Condition, Facts, Situation, evaluate
 
 YES, NO, UNKNOWN = True, False, None
 NAN, INF = float("nan"), float("inf")
@@ -36,9 +36,9 @@ class Number(int):
 def ask(schema: dict[str, Any], declared: str = "", **arguments: Any) -> bool | None:
     """The answer as a policy gets it: arguments frozen, and what raises cannot be evaluated."""
     matcher = parameters_matcher(schema, frozenset(declared.split()))
-    condition = Condition("parameters", lambda facts, given: matcher(given or {}))
+    condition = Condition("parameters", lambda situation: matcher(situation.arguments or {}))
     call = ToolCall.freeze("a.b", "tool", arguments)
-    return evaluate(condition, Facts("agent", "low", {}, "root"), call.arguments)
+    return evaluate(condition, Situation(Facts("agent", "low", {}, "root"), call.arguments, 0))
 
 
 def about(**schema: Any) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from cra_middleware import Atlas, Runtime
 from cra_middleware.approvals import Answer
 from cra_middleware.carp.call import Allow, Ask, Decision, Deny, ToolCall
+from cra_middleware.carp.counters import MemoryCounters
+from cra_middleware.carp.explain import explain
 from cra_middleware.carp.policy import Facts
-from cra_middleware.carp.quota import MemoryCounters
 from cra_middleware.carp.resolver import DefaultDecision, Resolver
 from cra_middleware.errors import ActionDenied, ApprovalRequired
 from tests.conftest import manifest, policies
@@ -264,7 +265,7 @@ def test_a_limit_comes_after_the_question() -> None:
     assert word(decide(made, counters=counters)) == "ask ask"
     allowed = decide(made, counters=counters, approved=True)
     assert isinstance(allowed, Allow)
-    assert allowed.reservation is not None
+    assert len(allowed.reservations) == 1
     assert word(decide(made, counters=counters)) == "ask ask"
     assert word(decide(made, counters=counters, approved=True)) == "rate_limit_exceeded limit"
 
@@ -424,14 +425,20 @@ def test_explain() -> None:
         ALLOW, LIMIT, {**ASK, "conditions": OVER}, {**DENY, "conditions": {"context_matches": {"env": "prod"}}}
     )
     call = ToolCall.freeze("refund.create", "tool", {"amount": 50})
-    seen = list(made.explain(call, Facts("agent", "low", {}, "root")))
-    assert [(item.policy_id, item.holds, item.why) for item in seen] == [
-        ("no", True, "context_matches cannot be evaluated"),
-        ("ask", False, "parameters does not hold"),
-        ("limit", True, "no conditions"),
-        ("yes", True, "no conditions"),
+    told = explain(made, call, Facts("agent", "low", {}, "root"), 0, MemoryCounters())
+    assert [
+        (item.policy_id, item.holds, [(one.name, one.saw, one.answer) for one in item.conditions])
+        for item in told.policies
+    ] == [
+        ("no", True, [("context env", "nothing", None)]),
+        ("ask", False, [("parameters", "amount = 50", False)]),
+        ("limit", True, []),
+        ("yes", True, []),
     ]
-    assert list(made.explain(ToolCall.freeze("no.such", "t", {}), Facts("a", "low", {}, "r"))) == []
+    assert told.phase == "deny"
+    assert told.would_change == ("policy no would not count if context env prod (saw nothing) could be proven false")
+    unknown = explain(made, ToolCall.freeze("no.such", "t", {}), Facts("a", "low", {}, "r"), 0, MemoryCounters())
+    assert (unknown.policies, unknown.phase) == ((), "unknown action")
 
 
 def test_a_question_without_an_approver() -> None:

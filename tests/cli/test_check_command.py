@@ -31,6 +31,10 @@ def test_an_allowed_call(cra: Cra, atlas: Path) -> None:
     assert ran.stdout.endswith("\nALLOWED  by policy allow-all\n")
 
 
+PLAIN = {"holds": True, "is_enforced": True, "conditions": []}
+ALLOWS = "policy allow-all is about ticket.delete"
+
+
 def test_a_denied_call_says_why(cra: Cra, atlas: Path) -> None:
     """Exit 3; every policy about the action in the order they are looked at, then code, policy and reason."""
     ran = cra("check", atlas, "ticket.delete", "--agent", "bot", "--risk-tier", "high")
@@ -44,6 +48,7 @@ def test_a_denied_call_says_why(cra: Cra, atlas: Path) -> None:
         "",
         "DENIED  policy_denied, policy no-delete",
         "  Never.",
+        "  To change that: nothing the agent can do: the policy has no conditions.",
     ]
 
 
@@ -51,11 +56,13 @@ def test_a_call_that_a_person_must_approve(cra: Cra, atlas: Path) -> None:
     """Exit 4, with the policy that asks; below its threshold the same policy does not apply."""
     ran = cra("check", atlas, "refund.create", "--args", '{"amount": 250}')
     assert ran.code == 4
-    assert "  require_approval  ask-refund applies: parameters holds\n" in ran.stdout
+    assert "  require_approval  ask-refund applies\n" in ran.stdout
+    assert "parameters holds: wants its JSON Schema, saw amount = 250\n" in ran.stdout
+    assert "To change that: a person has to say yes to exactly these arguments." in ran.stdout
     assert "APPROVAL REQUIRED  policy ask-refund\n" in ran.stdout
     below = cra("check", atlas, "refund.create", "--args", '{"amount": 50}')
     assert below.code == 0
-    assert "  require_approval  ask-refund does not apply: parameters does not hold\n" in below.stdout
+    assert "  require_approval  ask-refund does not apply\n" in below.stdout
 
 
 def test_the_verdict_as_json(cra: Cra, atlas: Path) -> None:
@@ -69,9 +76,12 @@ def test_the_verdict_as_json(cra: Cra, atlas: Path) -> None:
         "reason": "Never.",
         "retry_after_seconds": None,
         "policies": [
-            {"policy_id": "no-delete", "type": "deny", "holds": True, "why": "no conditions"},
-            {"policy_id": "allow-all", "type": "allow", "holds": True, "why": "no conditions"},
+            {"policy_id": "no-delete", "type": "deny", "reason": "Never.", **PLAIN},
+            {"policy_id": "allow-all", "type": "allow", "reason": ALLOWS, **PLAIN},
         ],
+        "phase": "deny",
+        "schema": None,
+        "would_change": "nothing the agent can do: the policy has no conditions",
     }
     allowed = cra("check", atlas, "ticket.get", "--format", "json").json
     assert (allowed["verdict"], allowed["code"], allowed["policy_id"]) == ("allow", None, "allow-all")

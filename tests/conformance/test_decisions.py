@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from cra_middleware import Runtime
-from cra_middleware.errors import ApprovalRequired, AtlasError, CallRefused
+from cra_middleware.errors import ApprovalRequired, CallRefused
 from cra_middleware.testing import FrozenClock
+from cra_middleware.trace.event import Event
 from tests.conftest import CONFORMANCE
 
 FILE = CONFORMANCE / "decisions.json"
-NOT_YET = ("cond.window", "budget.", "shadow.")
+
 VECTORS = json.loads(FILE.read_text())["vectors"] if FILE.is_file() else []
 
 
@@ -29,11 +30,6 @@ def test_vector(vector: dict[str, Any], tmp_path: Path) -> None:
     path.write_text(json.dumps(vector["atlas"]))
     clock = FrozenClock(vector["start"])
     options = {"default_decision": vector["default_decision"]} if "default_decision" in vector else {}
-    if vector["id"].startswith(NOT_YET):
-        # valid Atlas/1.0 that this version does not enforce: refused as a whole, never half enforced
-        with pytest.raises(AtlasError, match="E010"):
-            Runtime(path)
-        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         runtime = Runtime(path, clock=clock, **options)
@@ -63,4 +59,10 @@ def test_vector(vector: dict[str, Any], tmp_path: Path) -> None:
             assert refusal.policy_id == expected.get("policy_id", refusal.policy_id)
         else:
             assert (expected["verdict"], value, ran) == ("allow", "ran", [step["arguments"]])
+        shadows = [event.payload["policy_id"] for event in sessions[key].events if _is_shadow(event)]
+        assert shadows == ([step["shadow"]] if "shadow" in step else [])
     runtime.close()
+
+
+def _is_shadow(event: Event) -> bool:
+    return event.payload.get("effect") == "shadow_deny"

@@ -16,6 +16,7 @@ from langgraph.errors import GraphBubbleUp
 from langgraph.prebuilt.tool_node import ToolCallRequest
 from langgraph.types import Command
 
+from cra_adapters.langchain.interrupts import AskByInterrupt
 from cra_adapters.langchain.tools import FRAMEWORK, GovernedTool, body_of, declared_action, tool_name
 from cra_middleware import (
     CallRefused,
@@ -54,6 +55,7 @@ class CRAMiddleware(AgentMiddleware[CRAState, Any, Any]):
         hide_denied: bool = True,
         inject_context: bool = True,
         tool_errors: Literal["message", "raise"] = "message",
+        interrupt: bool = True,
     ) -> None:
         """Govern with ``runtime``.
 
@@ -66,6 +68,8 @@ class CRAMiddleware(AgentMiddleware[CRAState, Any, Any]):
             goal: the operator's sentence, recorded in the trace. Never a user's message.
             hide_denied: tools that no call could be allowed to use are not shown to the model.
             inject_context: the Atlas's documents are added to the system prompt.
+            interrupt: where the runtime has no approver and the agent a checkpointer, a call that needs a person
+                stops the run, which goes on with ``Command(resume=...)``; else the model is told to wait.
             tool_errors: whether a tool's own exception comes back to the model as an error message, or is raised.
 
         Raises:
@@ -84,6 +88,7 @@ class CRAMiddleware(AgentMiddleware[CRAState, Any, Any]):
         self._hide_denied = hide_denied
         self._inject_context = inject_context
         self._tool_errors = tool_errors
+        self._approver = AskByInterrupt(one_call_per_task=True) if interrupt else None
         self._lock = threading.Lock()
         self._threads: dict[str, str] = {}
         self._runs: set[str] = set()
@@ -164,6 +169,11 @@ class CRAMiddleware(AgentMiddleware[CRAState, Any, Any]):
         return self._runtime.target_for(name, FRAMEWORK, actions=self._actions, declared=declared)
 
     @property
+    def approver(self) -> AskByInterrupt | None:
+        """How a person is asked when the runtime has no approver."""
+        return self._approver
+
+    @property
     def returns_tool_errors(self) -> bool:
         """Whether a tool's own exception comes back as a message."""
         return self._tool_errors == "message"
@@ -193,12 +203,9 @@ class CRAMiddleware(AgentMiddleware[CRAState, Any, Any]):
             return None
 
     def _prompt(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
-        resolution = self.find_session(request.state).resolution
+        session = self.find_session(request.state)
         if self._hide_denied:
-            lasting = {
-                item.constraint_id for item in resolution.constraints if item.type in ("require_approval", "rate_limit")
-            }
-            denied = {item.action_id for item in resolution.denied_actions if item.policy_id not in lasting}
+            denied = _denied_for_good(session)
             shown = [
                 tool
                 for tool in request.tools
@@ -206,8 +213,8 @@ class CRAMiddleware(AgentMiddleware[CRAState, Any, Any]):
             ]
             if len(shown) != len(request.tools):
                 request = request.override(tools=shown)
-        if self._inject_context and resolution.context_blocks:
-            text = "\n\n".join(block.content for block in resolution.context_blocks)
+        text = session.context_text if self._inject_context else ""
+        if text:
             request = request.override(system_message=_with_context(request.system_message, text))
         return request
 
@@ -225,7 +232,9 @@ class _Gate:
         self._governed: GovernedTool | None = None
         self.request = request
         if tool is not None:
-            self._governed = GovernedTool(tool, self._target, lambda: middleware.find_session(self._state))
+            self._governed = GovernedTool(
+                tool, self._target, lambda: middleware.find_session(self._state), middleware.approver
+            )
             self.request = request.override(tool=self._governed)
 
     def may_run(self) -> bool:
@@ -274,6 +283,27 @@ class _Gate:
 
     def _message(self, text: str) -> ToolMessage:
         return ToolMessage(text, name=self._call["name"], tool_call_id=self._call["id"] or "", status="error")
+
+
+def _denied_for_good(session: Session) -> set[str]:
+    """The actions that no call could be allowed to use, now or in an hour."""
+    resolution = session.resolution
+    passing = {item.constraint_id for item in resolution.constraints if item.type != "scope"}
+    timed = {
+        action
+        for item in resolution.constraints
+        if "time_window" in item.parameters
+        for action in _listed(item.parameters.get("actions"))
+    }
+    return {
+        item.action_id
+        for item in resolution.denied_actions
+        if item.policy_id not in passing and item.action_id not in timed
+    }
+
+
+def _listed(names: object) -> list[str]:
+    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def _keep_session(result: Any) -> Any:

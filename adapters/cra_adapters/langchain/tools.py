@@ -14,6 +14,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, InjectedToolCallId
 from pydantic import ConfigDict, PrivateAttr
 
+from cra_adapters.langchain.interrupts import AskByInterrupt, can_interrupt
 from cra_middleware import CallRefused, NoActiveSession, Runtime, Session, Target, ToolCall, current_session
 
 FRAMEWORK = "langchain"
@@ -29,9 +30,16 @@ class GovernedTool(BaseTool):
     inner: BaseTool
     _target: Target = PrivateAttr()
     _find_session: Callable[[], Session] = PrivateAttr()
+    _approver: AskByInterrupt | None = PrivateAttr(default=None)
     _decided: bool = PrivateAttr(default=False)
 
-    def __init__(self, inner: BaseTool, target: Target, find_session: Callable[[], Session]) -> None:
+    def __init__(
+        self,
+        inner: BaseTool,
+        target: Target,
+        find_session: Callable[[], Session],
+        approver: AskByInterrupt | None = None,
+    ) -> None:
         for method in ("run", "arun", "invoke"):
             owner = next(cls for cls in type(inner).__mro__ if method in vars(cls))
             if not owner.__module__.startswith("langchain_core."):
@@ -53,6 +61,7 @@ class GovernedTool(BaseTool):
         )
         self._target = target
         self._find_session = find_session
+        self._approver = approver
 
     @property
     def decided(self) -> bool:
@@ -88,7 +97,7 @@ class GovernedTool(BaseTool):
         given = _accepted(self.inner, run, kwargs, cra_config, run_manager)
         try:
             session, call = self._prepare(run, body, args, kwargs)
-            return session.run(call, lambda: run(*args, **given), _governed_inside(body))
+            return session.run(call, lambda: run(*args, **given), _governed_inside(body), self._asks())
         except CallRefused as refusal:
             return self._refused(refusal)
 
@@ -97,7 +106,7 @@ class GovernedTool(BaseTool):
         given = _accepted(self.inner, run, kwargs, cra_config, run_manager)
         try:
             session, call = self._prepare(run, body, args, kwargs)
-            return await session.arun(call, lambda: run(*args, **given), _governed_inside(body))
+            return await session.arun(call, lambda: run(*args, **given), _governed_inside(body), self._asks())
         except CallRefused as refusal:
             return self._refused(refusal)
 
@@ -118,6 +127,10 @@ class GovernedTool(BaseTool):
         self._decided = True
         call = self._target.call(tool_name(self.inner, body), arguments, _call_id.get())
         return self._find_session(), call
+
+    def _asks(self) -> AskByInterrupt | None:
+        """How a person is asked when the runtime has no approver: by stopping the graph, where one can be stopped."""
+        return self._approver if self._approver is not None and can_interrupt() else None
 
     def _refused(self, refusal: CallRefused) -> Any:
         """For a model an error message; for Python code that calls the tool without a call id, the exception."""
@@ -141,7 +154,11 @@ class GovernedTool(BaseTool):
 
 
 def govern_tools(
-    tools: Sequence[BaseTool], runtime: Runtime | None = None, actions: Mapping[str, str] | None = None
+    tools: Sequence[BaseTool],
+    runtime: Runtime | None = None,
+    actions: Mapping[str, str] | None = None,
+    *,
+    interrupt: bool = True,
 ) -> list[BaseTool]:
     """The same tools, governed wherever they run.
 
@@ -150,6 +167,7 @@ def govern_tools(
         runtime: calls outside a session get one of this runtime, ended by ``runtime.close()``. Without it, the
             session that is current at the call decides, and a call outside any is refused.
         actions: tool names to action ids, before what the Atlas maps.
+        interrupt: where the runtime has no approver and a graph can be stopped, stop it and ask.
     """
     sessions = SharedSession(runtime)
 
@@ -160,7 +178,7 @@ def govern_tools(
         target = Target((actions or {}).get(tool.name, declared or tool.name))
         if runtime is not None:
             target = runtime.target_for(tool.name, FRAMEWORK, actions=actions, declared=declared)
-        return GovernedTool(tool, target, sessions.get)
+        return GovernedTool(tool, target, sessions.get, AskByInterrupt() if interrupt else None)
 
     return [wrap(tool) for tool in tools]
 

@@ -1,0 +1,107 @@
+"""One SQLite file that several processes of a machine share: opened, locked, and never half written.
+
+A connection belongs to one thread of one process: after a fork, and in another thread, it is made anew.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class SqliteFile:
+    """Transactions on one file, made with mode 0600."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        schema: str,
+        version: int,
+        timeout_seconds: float,
+        error: Callable[[str], Exception],
+    ) -> None:
+        """Open or make the file.
+
+        Args:
+            schema: statements that make the tables.
+            version: of the tables, kept as ``user_version``.
+            timeout_seconds: how long to wait for another writer.
+            error: what is raised when the file cannot be used.
+        """
+        self._path = Path(path)
+        self._schema = schema
+        self._version = version
+        self._timeout = timeout_seconds
+        self._error = error
+        self._local = threading.local()
+        with self.transaction():
+            pass
+
+    @contextmanager
+    def transaction(self, *, writes: bool = True) -> Iterator[sqlite3.Connection]:
+        """A connection inside a transaction: all of it is kept, or nothing."""
+        connection: sqlite3.Connection | None = None
+        try:
+            connection = self._connection()
+            connection.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
+            yield connection
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise self._error(self._sentence(error)) from error
+        finally:
+            if connection is not None and connection.in_transaction:
+                try:
+                    connection.execute("ROLLBACK")
+                except sqlite3.Error:  # a disk that is full or gone: the next open rolls back
+                    self._local.connection = None
+
+    def _connection(self) -> sqlite3.Connection:
+        known: tuple[int, sqlite3.Connection] | None = getattr(self._local, "connection", None)
+        if known is not None and known[0] == os.getpid():
+            return known[1]
+        connection = self._open()
+        self._local.connection = (os.getpid(), connection)
+        return connection
+
+    def _open(self) -> sqlite3.Connection:
+        try:  # SQLite itself would make a file that others can read
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            raise self._error(f"{self._path} cannot be used: {error.strerror}") from error
+        connection = sqlite3.connect(self._path, timeout=self._timeout, isolation_level=None, check_same_thread=False)
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+            (found,) = connection.execute("PRAGMA user_version").fetchone()
+            if found == 0:
+                connection.execute("BEGIN IMMEDIATE")
+                (found,) = connection.execute("PRAGMA user_version").fetchone()
+                (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+                if found == 0 and tables:
+                    raise self._error(f"{self._path} belongs to another program; name another file")
+                if found == 0:
+                    for statement in self._schema.split(";"):
+                        connection.execute(statement)
+                    connection.execute(f"PRAGMA user_version={self._version}")
+                    found = self._version
+                connection.execute("COMMIT")
+            if found != self._version:
+                raise self._error(f"{self._path} was written by another version ({found}); name another file")
+        except BaseException:  # whatever it was, no connection may stay half open
+            connection.close()
+            raise
+        return connection
+
+    def _sentence(self, error: sqlite3.Error) -> str:
+        name = getattr(error, "sqlite_errorname", "")
+        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            return f"{self._path} is locked by another process for more than {self._timeout:g} s"
+        if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+            return f"{self._path} is damaged; move it away, and a new one is made"
+        if name.startswith("SQLITE_FULL"):
+            return f"{self._path} cannot be written: the disk is full"
+        return f"{self._path} cannot be used: {error}"

@@ -1,0 +1,218 @@
+"""The path of a question: kept, asked, answered, and used once.
+
+A call that needs a person becomes a pending approval, bound to its session, agent, action, arguments and the
+policies in force. An identical call finds it again, also in another process with the same store. The yes is used up
+together with the places in the limits: an approval that then meets a limit stands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Generator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from cra_middleware._ids import new_id
+from cra_middleware.approvals import Answer, Approval, ApprovalError, ApprovalStore, Approver, Pending
+from cra_middleware.attempt import Attempt
+from cra_middleware.carp.call import Ask, Deny
+from cra_middleware.errors import ApprovalRequired
+from cra_middleware.interceptor import AskApproval, Interrupted, Suspended, Unanswered
+from cra_middleware.policies import Epoch
+
+DEFAULT_EXPIRY_SECONDS = 86_400
+MAX_PENDING = 32
+"""Questions that one session may have open at once."""
+
+_logger = logging.getLogger("cra_middleware.approvals")
+_SECOND_US = 1_000_000
+
+
+class Granted(NamedTuple):
+    """A yes that has not been used yet."""
+
+    approval_id: str
+    by: str
+
+
+class Refused(NamedTuple):
+    """No yes; ``error`` comes out when it is given, else what the denial says."""
+
+    deny: Deny
+    approval_id: str | None
+    error: BaseException | None = None
+    is_suspended: bool = False
+    """The run stops here, and the question stays open: that is no denial."""
+
+
+Notify = Callable[[Pending], object | Awaitable[object]]
+"""Hears of each new question; whatever it returns or raises changes nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Where the questions of one runtime lie."""
+
+    store: ApprovalStore
+    approver: Approver | None
+    notify: Notify | None
+
+    def settle(
+        self,
+        attempt: Attempt,
+        ask: Ask,
+        epoch: Epoch,
+        now_us: Callable[[], int],
+        keep: Callable[[], None],
+        approver: Approver | None,
+    ) -> Generator[AskApproval, object, Granted | Refused]:
+        """Find or ask for a yes to ``attempt``; ``keep`` writes down that a person has to approve.
+
+        Raises:
+            ApprovalRequired: when nobody is there to ask; the question stays open.
+        """
+        if b'"cra:opaque:' in attempt.call.text:
+            reason = "an argument is an object that cannot be written down, so nobody can approve it"
+            return Refused(_no(ask, reason), None)
+        asked = self.approver or approver
+        try:
+            known = self._known(attempt, epoch, now_us())
+            if known is not None and known.state == "rejected" and asked is not None:
+                known = None  # whoever said no is there to be asked again
+            if known is not None and known.state == "approved":
+                return Granted(known.pending.approval_id, known.by or "approver")
+            if known is not None and known.state == "rejected":
+                return _rejected(ask, known.pending.approval_id, known.by, known.reason)
+            pending = known.pending if known is not None else self._opened(attempt, ask, epoch, now_us())
+        except ApprovalError as error:
+            return Refused(Deny("policy_error", ask.policy_id, f"approvals cannot be kept: {error}"), None)
+        if pending is None:
+            reason = f"{MAX_PENDING} calls of this session wait for a person already; wait for an answer"
+            return Refused(_no(ask, reason), None)
+        attempt.ask(ask)
+        keep()
+        if known is None:
+            self._tell(pending)
+        if asked is None:
+            attempt.operation.end("pending_approval")
+            raise _unanswered(attempt, ask, pending.approval_id)
+        try:
+            others = len(self.store.listed("pending", pending.session_id)) - 1
+        except ApprovalError as error:
+            return Refused(Deny("policy_error", ask.policy_id, f"approvals cannot be kept: {error}"), None)
+        # the approver is shown the values themselves, which the store may not keep
+        shown = replace(pending, arguments=attempt.shown_arguments(), others_pending=others)
+        reply = yield AskApproval(shown, asked)
+        if known is None and hasattr(asked, "suspends") and isinstance(reply, Answer):
+            # it was to suspend: what it gave back at once is the answer to an earlier question
+            return Refused(_no(ask, "the answer was given to another question; ask again"), pending.approval_id)
+        return self._answered(attempt, ask, pending, reply, now_us())
+
+    def use(self, granted: Granted, now_us: int) -> Deny | None:
+        """Use a yes up; why it cannot be, when it cannot."""
+        try:
+            if self.store.consume(granted.approval_id, now_us):
+                return None
+        except ApprovalError as error:
+            return Deny("policy_error", "default", f"approvals cannot be kept: {error}")
+        return Deny("approval_expired", "default", "the approval has expired, or another call has used it")
+
+    def give_back(self, granted: Granted) -> None:
+        """The call did not run after all."""
+        try:
+            self.store.give_back(granted.approval_id)
+        except ApprovalError as error:
+            _logger.error("approval %s is lost: %s", granted.approval_id, error)
+
+    def void(self, granted: Granted, reason: str) -> None:
+        """A yes that counts no more."""
+        try:
+            self.store.expire(granted.approval_id, reason)
+        except ApprovalError as error:
+            _logger.error("approval %s could not be closed: %s", granted.approval_id, error)
+
+    def _known(self, attempt: Attempt, epoch: Epoch, now_us: int) -> Approval | None:
+        """What became of the same question before, if it still counts."""
+        call, subject = attempt.call, attempt.subject
+        known = self.store.find(subject.session_id, call.action_id, call.digest)
+        if known is None or known.pending.agent_id != subject.agent_id:
+            return None
+        if known.pending.policy_digest != epoch.policy_digest:
+            self.store.expire(known.pending.approval_id, "the policies changed")
+            return None
+        if now_us >= known.pending.expires_us:
+            self.store.expire(known.pending.approval_id, "nobody answered in time")
+            return None
+        return known
+
+    def _opened(self, attempt: Attempt, ask: Ask, epoch: Epoch, now_us: int) -> Pending | None:
+        call, subject = attempt.call, attempt.subject
+        pending = Pending(
+            approval_id=new_id(),
+            session_id=subject.session_id,
+            agent_id=subject.agent_id,
+            action_id=call.action_id,
+            tool_name=call.tool_name,
+            arguments=attempt.recorded_arguments(),
+            policy_id=ask.policy_id,
+            reason=ask.reason,
+            arguments_digest=call.digest,
+            policy_digest=epoch.policy_digest,
+            requested_us=now_us,
+            expires_us=now_us + (ask.expires_seconds or DEFAULT_EXPIRY_SECONDS) * _SECOND_US,
+            approvers=ask.approvers,
+        )
+        return pending if self.store.add(pending, MAX_PENDING) else None
+
+    def _answered(self, attempt: Attempt, ask: Ask, pending: Pending, reply: object, now_us: int) -> Granted | Refused:
+        name = pending.approval_id
+        if isinstance(reply, Suspended):
+            return Refused(_no(ask, "the run waits for a person"), name, reply.error, True)
+        if isinstance(reply, Interrupted):
+            return Refused(_no(ask, "the question was interrupted"), name, reply.error)
+        if isinstance(reply, Unanswered):  # the question stays open
+            return Refused(_no(ask, reply.reason), name)
+        assert isinstance(reply, Answer)
+        try:
+            current = self.store.get(name)
+            if current is None or current.state == "pending":
+                current = self.store.answer(name, reply, now_us)
+        except ApprovalError as error:
+            late = now_us >= pending.expires_us
+            return Refused(Deny("approval_expired" if late else "approval_rejected", ask.policy_id, str(error)), name)
+        if current.state == "approved":
+            return Granted(name, current.by or "approver")
+        return _rejected(ask, name, current.by, current.reason)
+
+    def _tell(self, pending: Pending) -> None:
+        if self.notify is not None:  # not a daemon: the interpreter waits for the message to go out
+            threading.Thread(target=_notify, args=(self.notify, pending), name="cra-notify").start()
+
+
+def _notify(notify: Notify, pending: Pending) -> None:
+    try:
+        reply = notify(pending)
+        if inspect.isawaitable(reply):
+
+            async def wait() -> None:
+                await reply
+
+            asyncio.run(wait())
+    except Exception as error:  # noqa: BLE001  foreign code: a message that was not heard leaves the question open
+        _logger.error("nobody was told of approval %s: %s", pending.approval_id, type(error).__name__)
+
+
+def _rejected(ask: Ask, approval_id: str, by: str | None, reason: str | None) -> Refused:
+    return Refused(_no(ask, reason or f"{by or 'the approver'} did not approve"), approval_id)
+
+
+def _no(ask: Ask, reason: str) -> Deny:
+    return Deny("approval_rejected", ask.policy_id, reason)
+
+
+def _unanswered(attempt: Attempt, ask: Ask, approval_id: str) -> ApprovalRequired:
+    reason = f"a person has to approve it first: {ask.reason}"
+    return ApprovalRequired(reason, action_id=attempt.call.action_id, policy_id=ask.policy_id, approval_id=approval_id)

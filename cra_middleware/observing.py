@@ -1,0 +1,27 @@
+"""Observe mode out loud: what would have been refused is printed, once for each action and policy."""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+from cra_middleware.carp.call import Shadow, ToolCall
+
+
+class Loudspeaker:
+    """Prints to stderr; hears of every call that ran only because nothing was enforced."""
+
+    def __init__(self) -> None:
+        self._said: set[tuple[str, str]] = set()
+        self._lock = threading.Lock()
+
+    def __call__(self, call: ToolCall, shadow: Shadow) -> None:
+        """Say it, unless the same was said before."""
+        key = (call.action_id, shadow.policy_id)
+        with self._lock:
+            if key in self._said or len(self._said) > 1000:
+                return
+            self._said.add(key)
+        would = "be denied" if shadow.verdict == "deny" else "wait for a person"
+        # an action id may be a foreign tool's name: nothing in it may steer a terminal
+        print(f"cra observes: {call.action_id!a} would {would}: {shadow.reason!a} [{shadow.code}]", file=sys.stderr)

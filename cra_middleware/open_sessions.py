@@ -1,0 +1,53 @@
+"""The sessions that a runtime has open, and which of them are kept when it closes."""
+
+from __future__ import annotations
+
+import threading
+
+from cra_middleware.session import Session
+
+MAX_OPEN_KEPT = 256
+"""Sessions kept per thread that may be open at once; beyond it the one unused longest is detached."""
+
+
+class OpenSessions:
+    """By id. Safe under threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: dict[str, Session] = {}
+        self._kept: dict[str, Session] = {}
+
+    def get(self, session_id: str) -> Session | None:
+        """The session with this id, while it is known."""
+        return self._open.get(session_id)
+
+    def ids(self) -> set[str]:
+        """Those known."""
+        with self._lock:
+            return set(self._open)
+
+    def remember(self, session: Session, keep: bool) -> None:
+        """Know a session; ``keep`` lets it outlive the runtime."""
+        with self._lock:
+            self._open = {key: known for key, known in self._open.items() if known.is_open}
+            self._open[session.id] = session
+            self._kept = {key: known for key, known in self._kept.items() if known.is_open}
+            if keep:
+                self._kept[session.id] = session
+            idle = [known for known in self._kept.values() if not known.is_busy and known is not session]
+            surplus = idle[: max(0, len(self._kept) - MAX_OPEN_KEPT)]
+        for known in surplus:
+            known.detach()
+
+    def close(self, end: bool) -> None:
+        """End the sessions; the kept ones are detached unless ``end``."""
+        with self._lock:
+            sessions = list(self._open.values())
+        for session in reversed(sessions):
+            if session.id in self._kept and not end:
+                session.detach()
+            else:
+                session.end()
+        self._open.clear()
+        self._kept.clear()

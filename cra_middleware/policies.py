@@ -1,0 +1,125 @@
+"""The policies in force: what a runtime decides by, until ``reload`` puts the next in its place."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cra_middleware._canonical import canonical, digest
+from cra_middleware.atlas.globs import glob
+from cra_middleware.atlas.loader import Atlas
+from cra_middleware.atlas.manifest import ToolTarget
+from cra_middleware.carp.call import Target
+from cra_middleware.carp.limits import CostFunctions
+from cra_middleware.carp.resolver import DefaultDecision, Resolver
+from cra_middleware.trace.redact import Matches, Redactor
+
+_SHOWN = ("W003", "W004", "W005", "W007", "W008", "W009", "W010")
+"""Findings that may be a misspelt restriction."""
+
+AtlasSource = str | Path | Atlas
+
+
+class AtlasWarning(UserWarning):
+    """Something in an Atlas that is perhaps not what its writer meant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What stays when the Atlases are loaded again."""
+
+    default_decision: DefaultDecision
+    baseline: Atlas | None
+    project: str | None
+    costs: CostFunctions
+    is_observing: bool
+    redact: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Epoch:
+    """One set of policies, for as long as it is in force."""
+
+    resolver: Resolver
+    policy_digest: str
+    """SHA-256 over the policies of every Atlas; recorded when a session starts."""
+    redactor: Redactor
+
+    @property
+    def atlases(self) -> tuple[Atlas, ...]:
+        """What it was loaded from, without the baseline."""
+        return self.resolver.atlases
+
+    def target_for(self, tool_name: str, framework: str, declared: str | None) -> Target:
+        """What a tool stands for: as the Atlases map it, as it declares itself, or its own name."""
+        for section in (framework, "any"):
+            for atlas in self.atlases:
+                adapter = atlas.manifest.adapters.get(section)
+                target = adapter.tools.get(tool_name) if adapter is not None else None
+                if target is not None:
+                    return Target(target.action, target.args) if isinstance(target, ToolTarget) else Target(target)
+        return Target(declared or tool_name)
+
+    def argument_policies(self) -> tuple[str, ...]:
+        """The policies that only a call's arguments can decide."""
+        rules = (rule for action in self.resolver.actions.values() for rule in action.rules)
+        costly = (rule for rule in rules if rule.on_arguments or (rule.quota is not None and rule.type == "budget"))
+        return tuple(dict.fromkeys(rule.policy_id for rule in costly))
+
+    def risk_tier(self, action_id: str) -> str | None:
+        """A declared action's own."""
+        compiled = self.resolver.actions.get(action_id)
+        return None if compiled is None else compiled.action.risk_tier
+
+
+class InForce:
+    """The one place where the policies change: assigned whole, read once per call."""
+
+    def __init__(self, epoch: Epoch) -> None:
+        self.epoch = epoch
+
+
+def load_atlases(sources: AtlasSource | Sequence[AtlasSource]) -> tuple[Atlas, ...]:
+    """The Atlases, read and validated; what may be a misspelt restriction is warned about.
+
+    Raises:
+        AtlasError: when one has errors; it carries every finding.
+    """
+    several = [sources] if isinstance(sources, (str, Path, Atlas)) else list(sources)
+    atlases = tuple(item if isinstance(item, Atlas) else Atlas.load(item) for item in several)
+    for atlas in atlases:
+        for finding in atlas.findings:
+            if finding.code in _SHOWN:
+                warnings.warn(str(finding), AtlasWarning, stacklevel=3)
+    return atlases
+
+
+def begin_epoch(atlases: Sequence[Atlas], terms: Terms) -> Epoch:
+    """Compile a set of Atlases.
+
+    Raises:
+        AtlasError: when a dependency is missing.
+        ValueError: when Atlases collide, or a policy needs something that ``terms`` do not have.
+    """
+    resolver = Resolver(
+        atlases,
+        terms.default_decision,
+        baseline=terms.baseline,
+        project=terms.project,
+        costs=terms.costs,
+        is_observing=terms.is_observing,
+    )
+    everything = [*atlases, *((terms.baseline,) if terms.baseline is not None else ())]
+    policy_digest = digest(canonical([atlas.policy_digest for atlas in everything]))
+    named = [*terms.redact, *(name for atlas in everything for name in atlas.manifest.redact)]
+    return Epoch(resolver, policy_digest, Redactor(list(_redactions(named))))
+
+
+def _redactions(named: Iterable[str]) -> Iterable[tuple[Matches, str]]:
+    for entry in named:
+        actions, dot, argument = entry.rpartition(".")
+        if not dot or not actions or not argument:
+            raise ValueError(f"redact names <action>.<argument>, such as *.email, not {entry!r}")
+        yield glob(actions), argument
