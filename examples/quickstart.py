@@ -151,9 +151,8 @@ def make_tools(database: sqlite3.Connection) -> list[BaseTool]:
 def choose_approver(options: argparse.Namespace, console: Console) -> Callable[[Pending], Answer] | None:
     """Who answers: the flag, the person at the terminal, or nobody."""
     if options.approve or options.reject:
-        return lambda pending: Answer(
-            options.approve, by="command line", reason=None if options.approve else "Rejected by flag"
-        )
+        reason = None if options.approve else "Rejected by flag"
+        return lambda pending: Answer(options.approve, by="command line", reason=reason, groups=pending.approvers)
     if not sys.stdin.isatty():
         return None
 
@@ -161,7 +160,8 @@ def choose_approver(options: argparse.Namespace, console: Console) -> Callable[[
         arguments = ", ".join(f"{key}={value!r}" for key, value in pending.arguments.items())
         console.print(f"\n[bold yellow]Approve?[/] {escape(pending.action_id)}({escape(arguments)})")
         console.print(f"  {escape(pending.reason)} [dim]({escape(pending.policy_id)})[/]")
-        return Answer(console.input("  [bold]y/N[/] ").strip().lower() == "y", by=os.environ.get("USER", "terminal"))
+        yes = console.input("  [bold]y/N[/] ").strip().lower() == "y"
+        return Answer(yes, by=os.environ.get("USER", "terminal"), groups=pending.approvers)
 
     return ask
 

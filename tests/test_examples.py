@@ -12,8 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-from cra_middleware import verify
+from cra_middleware import Atlas, Runtime, verify
+from cra_middleware.testing import FrozenClock
+from tests.conftest import NOON, manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -92,7 +95,7 @@ def test_quickstart_asks_on_a_terminal(folder: Path, answer: str, refunded: str)
 
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SHELL = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line]
-JSON = re.findall(r"```json\n(.*?)```", README, re.DOTALL)
+RULES = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.mark.parametrize("number", range(len(PYTHON)))
@@ -119,7 +122,7 @@ def test_readme_shell(folder: Path) -> None:
     assert run(folder, "examples/01_decorator.py").returncode == 0  # so that there are traces
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     others = [line for line in SHELL if not line.startswith("pip install")]
-    assert len(others) == 3
+    assert len(others) == 4
     for line in others:
         done = subprocess.run(
             line, shell=True, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True
@@ -127,13 +130,22 @@ def test_readme_shell(folder: Path) -> None:
         assert done.returncode == 0, (line, done.stdout, done.stderr)
 
 
-def test_readme_policy_is_the_examples() -> None:
-    """The policy shown in the README decides what it says."""
-    (block,) = JSON
-    shown = json.loads(block)
-    atlas = json.loads((ROOT / "examples/atlases/support/atlas.json").read_text())
-    (real,) = [policy for policy in atlas["policies"] if policy["policy_id"] == shown["policy_id"]]
-    assert (real["type"], real["actions"], real["conditions"]) == (shown["type"], shown["actions"], shown["conditions"])
+def test_readme_rules() -> None:
+    """The rules shown in the README compile, and decide what they say."""
+    (block,) = RULES
+    rules = yaml.safe_load(block)["rules"]
+    schema = {"properties": {"amount": {"type": "number"}}, "required": ["amount"]}
+    names = ("ticket.get", "ticket.list", "order.get", "refund.create", "mail.send")
+    actions = [{"action_id": name, "name": name, "description": name} for name in names]
+    actions[3]["parameters_schema"] = schema  # type: ignore[assignment]
+    atlas = Atlas.from_dict({**manifest(actions=actions, policies=[]), "rules": rules})
+    with Runtime(atlas, clock=FrozenClock(NOON)) as runtime:
+        told = {
+            amount: type(runtime.explain("refund.create", {"amount": amount}).decision).__name__ for amount in (50, 101)
+        }
+        assert told == {50: "Allow", 101: "Ask"}
+    with Runtime(atlas, clock=FrozenClock("2026-01-05T23:00:00+01:00")) as runtime:
+        assert runtime.explain("refund.create", {"amount": 5}).decision.policy_id == "deny-refund-create-2"
 
 
 def test_readme_links() -> None:

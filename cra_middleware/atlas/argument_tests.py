@@ -129,8 +129,9 @@ def _named(test: dict[str, JsonValue]) -> ArgumentTest:
 
 def _texts(value: JsonValue, name: str) -> Sequence[str]:
     values = value if isinstance(value, list) else [value]
-    texts = [item for item in values if isinstance(item, str) and item.strip()]
-    if not values or len(texts) != len(values):
+    flat = [text for item in values for text in (item if isinstance(item, list) else [item])]  # two anchors in one list
+    texts = [item for item in flat if isinstance(item, str) and item.strip()]
+    if not flat or len(texts) != len(flat):
         raise ValueError(f"{name} takes a text, or a list of texts")
     return texts
 

@@ -10,6 +10,7 @@ E007 json_schema    not a valid JSON Schema, a reference outside itself, or a ke
 E008 parameters     a policy's ``parameters`` lack a key, have an unknown one, or a value of the wrong kind
 E009 dependency     a required Atlas is missing or has a version outside the range
 E010 argument_test  a test of an argument that is none
+E011 rule           a rule that cannot be understood
 W001 unknown_key    an unknown top-level key (kept)
 W002 loose_id       ``_`` or ``-`` in an action or capability id: not every implementation reads it
 W003 idle_glob      a glob that matches no action: perhaps a misspelt restriction
@@ -17,6 +18,9 @@ W004 idle_rule      an approval or limit on actions that nothing allows
 W005 no_allow       no allow policy: everything will be denied
 W006 loose_keyword  an unknown JSON-Schema keyword in an action's schema
 W007 untyped        a restrictive argument condition on a property that the action's schema does not type
+W008 unknown_name   an argument that no action it is about declares: perhaps misspelt
+W009 idle_shadow    an allow in the shadow grants nothing
+W010 idle_pack      a context pack with conditions on arguments is never injected
 """
 
 from __future__ import annotations
@@ -136,6 +140,14 @@ def check(manifest: Manifest, origins: Origins) -> Iterator[Finding]:
         yield from _policy(policy, index, manifest, origins)
     for index, pack in enumerate(manifest.context_packs):
         yield from _conditions(pack.conditions, ("context_packs", index, "conditions"), origins)
+        if pack.conditions.parameters is not None or pack.conditions.arguments is not None:
+            place = origins.at("context_packs", index, "conditions")
+            hint = (
+                "documents are chosen before there is a call; use risk_tiers, agents, capabilities or context_matches"
+            )
+            yield finding("W010", place, "a context pack with conditions on arguments is never injected", hint)
+    for index, entry in enumerate(manifest.redact):
+        yield from _redacted(entry, index, manifest, origins)
     if not any(policy.type == "allow" for policy in manifest.policies):
         hint = "add a policy of type allow, or run with default_decision='allow'"
         yield finding("W005", origins.at("policies"), "no allow policy: everything will be denied", hint)
@@ -294,14 +306,43 @@ def _policy(policy: Policy, index: int, manifest: Manifest, origins: Origins) ->
         if matching and not any(allow(action.action_id) for action in matching for allow in allowing):
             message = f"{policy.type} on actions that nothing allows: they are denied anyway"
             yield finding("W004", origins.at(*at), message, "an approval grants nothing by itself; add an allow policy")
-    if policy.type in RESTRICTIVE and policy.conditions.parameters is not None:
-        for action in matching:
-            untyped = _untyped(action)
-            for name in sorted(named_arguments(policy.conditions.parameters)):
-                if name in untyped:
-                    place = origins.at(*at, "conditions", "parameters")
+    yield from _arguments(policy, at, matching, origins)
+    if policy.type == "allow" and policy.parameters.get("enforcement") == "shadow":
+        yield finding("W009", origins.at(*at), "an allow in the shadow grants nothing", "remove shadow, or the policy")
+
+
+def _arguments(
+    policy: Policy, at: tuple[str | int, ...], matching: list[Action], origins: Origins
+) -> Iterator[Finding]:
+    """Whether the actions that a condition is about have the arguments it names, and say of what type."""
+    conditions = policy.conditions
+    tested = {
+        "parameters": named_arguments(conditions.parameters or {}),
+        "arguments": frozenset(conditions.arguments or {}),
+    }
+    known = [action for action in matching if action.parameters_schema is not None]
+    for key, names in tested.items():
+        for name in sorted(names):
+            place = origins.at(*at, "conditions", key)
+            declaring = [action for action in known if name in named_arguments(action.parameters_schema or {})]
+            if known and not declaring and len(known) == len(matching):
+                message = f"no action it is about declares an argument {name!r}"
+                yield finding("W008", place, message, "is it misspelt? Case counts")
+            for action in declaring if policy.type in RESTRICTIVE else ():
+                if name in _untyped(action):
                     message = f"{action.action_id} does not type its argument {name!r}"
                     yield finding("W007", place, message, "give it a type in the action's parameters_schema")
+
+
+def _redacted(entry: str, index: int, manifest: Manifest, origins: Origins) -> Iterator[Finding]:
+    actions, dot, argument = entry.rpartition(".")
+    place = origins.at("redact", index)
+    if not dot or not actions or not argument:
+        yield finding("E004", place, "not of the form <action>.<argument>", "for example *.email or ticket.reply.body")
+        return
+    about = [action for action in manifest.actions if glob(actions)(action.action_id)]
+    if not any(argument in named_arguments(action.parameters_schema or {}) for action in about):
+        yield finding("W008", place, f"no action it is about declares an argument {argument!r}", "is it misspelt?")
 
 
 def _untyped(action: Action) -> set[str]:

@@ -1,15 +1,16 @@
 """The only reader of Atlas files. Nothing outside the Atlas's folder is ever opened.
 
-An Atlas is a folder with ``atlas.json``, or one such file alone. Beside it may lie ``policies/*.json`` and
-``actions/*.json`` (one entry, a list, or an object with that key; merged in file-name order) and whatever
-files the context packs name.
+An Atlas is a folder with ``atlas.yaml`` or ``atlas.json``, or one such file alone. Beside it may lie ``policies/``,
+``rules/`` and ``actions/`` (one entry, a list, or an object with that key; merged in file-name order), ``adapters/``
+(one file a framework, named like it) and whatever files the context packs name. Rules become policies, behind those
+that are written.
 """
 
 from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -19,11 +20,14 @@ from pydantic import JsonValue, ValidationError
 from cra_middleware._canonical import digest
 from cra_middleware.atlas.findings import Finding, Origins, Place, check, finding, shape_findings
 from cra_middleware.atlas.manifest import Manifest
+from cra_middleware.atlas.rules import compile_rule
+from cra_middleware.atlas.yaml_text import NotYamlError, read_yaml
 from cra_middleware.errors import AtlasError
 
 MAX_FILE_BYTES = 16 * 1024 * 1024
-MANIFEST = "atlas.json"
-_MERGED = ("actions", "policies")
+MANIFESTS = ("atlas.json", "atlas.yaml", "atlas.yml")
+SUFFIXES = (".json", ".yaml", ".yml")
+_MERGED = ("actions", "policies", "rules")
 
 
 @dataclass(frozen=True)
@@ -73,51 +77,76 @@ class Atlas:
 def inspect(path: Path) -> tuple[Atlas | None, tuple[Finding, ...]]:
     """The Atlas at ``path`` (None when it has errors) and every finding about it.
 
-    A file that is called ``atlas.json`` stands for its folder: the policies beside it count too.
+    A file that is called ``atlas.json`` or ``atlas.yaml`` stands for its folder: the policies beside it count too.
     """
     findings: list[Finding] = []
     try:
         is_folder = path.is_dir()
-        file = path / MANIFEST if is_folder else path
+        names = [name for name in MANIFESTS if (path / name).exists()] if is_folder else [path.name]
+        if len(names) != 1:
+            return None, (_no_manifest(path, names),)
+        file = path / names[0] if is_folder else path
         root = file.parent.resolve()
-        if is_folder and not file.exists():
-            return None, (_no_manifest(path),)
-        problem = path_problem(root, MANIFEST) if is_folder else None
+        problem = path_problem(root, file.name) if is_folder else None
     except (OSError, ValueError, RuntimeError) as error:
         return None, (finding("E001", Place(str(path), ""), f"cannot be read ({type(error).__name__})"),)
     if problem is not None:
-        return None, (finding("E002", Place(MANIFEST, ""), problem, "put the file itself into the folder"),)
-    raw = _read_json(file, file.name, findings)
+        return None, (finding("E002", Place(file.name, ""), problem, "put the file itself into the folder"),)
+    raw = _read(file, file.name, findings)
     if raw is None:
         return None, tuple(findings)
     if not isinstance(raw, dict):
         return None, (finding("E004", Place(file.name, ""), "the manifest must be a JSON object"),)
     origins = Origins(file.name)
-    if file.name == MANIFEST:
+    if file.name in MANIFESTS:
         for key in _MERGED:
             _merge(raw, key, root, origins, findings)
+        _merge_adapters(raw, root, findings)
     atlas, more = _build(raw, origins, file.name, root)
     return (None if findings else atlas), (*findings, *more)
 
 
-def _no_manifest(folder: Path) -> Finding:
-    yaml = (folder / "atlas.yaml").exists() or (folder / "atlas.yml").exists()
-    hint = "this version reads JSON, not YAML" if yaml else "an Atlas is a folder with atlas.json, or such a file"
-    return finding("E001", Place(str(folder), ""), "there is no atlas.json in this folder", hint)
+def _no_manifest(folder: Path, names: Sequence[str]) -> Finding:
+    if names:
+        return finding("E001", Place(str(folder), ""), f"{' and '.join(names)}: which one counts?", "keep one of them")
+    hint = "an Atlas is a folder with atlas.yaml or atlas.json, or such a file; cra atlas init makes one"
+    return finding("E001", Place(str(folder), ""), "there is no atlas.yaml or atlas.json in this folder", hint)
 
 
 def _build(
     raw: dict[str, JsonValue], origins: Origins, file: str, root: Path | None
 ) -> tuple[Atlas | None, tuple[Finding, ...]]:
+    plain, problems = _without_rules(raw, origins)
     try:
-        manifest = Manifest.model_validate(raw)
+        manifest = Manifest.model_validate(plain)
     except ValidationError as error:
-        return None, tuple(shape_findings(error, raw, origins))
-    findings = list(check(manifest, origins))
+        return None, (*problems, *shape_findings(error, plain, origins))
+    findings = [*problems, *check(manifest, origins)]
     documents = dict(_documents(manifest, origins, root, findings))
     if any(item.severity == "error" for item in findings):
         return None, tuple(findings)
     return Atlas(manifest, file, documents, tuple(findings)), tuple(findings)
+
+
+def _without_rules(raw: dict[str, JsonValue], origins: Origins) -> tuple[dict[str, JsonValue], list[Finding]]:
+    """The manifest with its rules as policies, and without its variables (``x-*``)."""
+    plain = {key: value for key, value in raw.items() if key != "rules" and not key.startswith("x-")}
+    rules = raw.get("rules", [])
+    if not isinstance(rules, list):
+        return plain, [finding("E011", origins.at("rules"), "rules is a list", "begin each rule with a dash")]
+    written = plain.get("policies", [])
+    if not rules or not isinstance(written, list):
+        return plain, []  # what is wrong with the policies is found later
+    policies = list(written)
+    taken = {str(entry.get("id", entry.get("policy_id"))) for entry in (*rules, *policies) if isinstance(entry, dict)}
+    problems: list[Finding] = []
+    for index, rule in enumerate(rules):
+        made, wrong = compile_rule(rule, taken)
+        problems += (finding("E011", origins.at("rules", index, *item.at), item.message, item.hint) for item in wrong)
+        for policy in made:
+            origins.add("policies", len(policies), origins.at("rules", index))
+            policies.append(policy)
+    return {**plain, "policies": policies}, problems
 
 
 def _documents(
@@ -160,24 +189,17 @@ def path_problem(root: Path, name: str) -> str | None:
 
 
 def _merge(raw: dict[str, JsonValue], key: str, root: Path, origins: Origins, findings: list[Finding]) -> None:
-    folder = root / key
-    if not folder.is_dir():
-        return
-    entries = raw.setdefault(key, [])
+    found = list(_entries(root, key, findings))
+    entries = raw.setdefault(key, []) if found else None
     if not isinstance(entries, list):
-        return  # the manifest's own shape is wrong, which is found later
-    for file in sorted(folder.iterdir(), key=lambda item: item.name):
-        name = f"{key}/{file.name}"
-        problem = path_problem(root, name)
-        if problem is not None or file.suffix != ".json":
-            hint = "this version reads .json files" if problem is None else ""
-            findings.append(finding("E002", Place(name, ""), problem or "not a .json file", hint))
-            continue
-        content = _read_json(file, name, findings)
-        if content is None:
-            continue
+        return  # nothing to merge; or the manifest's own shape is wrong, which is found later
+    for name, content in found:
         pointer = ""
-        if isinstance(content, dict) and key in content and len(content) == 1:
+        if (
+            isinstance(content, dict)
+            and key in content
+            and all(other.startswith("x-") for other in content.keys() - {key})
+        ):
             content, pointer = content[key], f"/{key}"
         if isinstance(content, list):
             for index, entry in enumerate(content):
@@ -186,6 +208,32 @@ def _merge(raw: dict[str, JsonValue], key: str, root: Path, origins: Origins, fi
         else:
             origins.add(key, len(entries), Place(name, pointer))
             entries.append(content)
+
+
+def _merge_adapters(raw: dict[str, JsonValue], root: Path, findings: list[Finding]) -> None:
+    for name, content in list(_entries(root, "adapters", findings)):
+        adapters = raw.setdefault("adapters", {})
+        framework = PurePosixPath(name).stem
+        if not isinstance(adapters, dict):
+            return
+        if framework in adapters:
+            findings.append(finding("E005", Place(name, ""), f"adapter {framework!r} is given twice", "keep one"))
+        adapters[framework] = content
+
+
+def _entries(root: Path, key: str, findings: list[Finding]) -> Iterator[tuple[str, JsonValue]]:
+    """The files of a folder that is merged, in the order of their names."""
+    folder = root / key
+    for file in sorted(folder.iterdir(), key=lambda item: item.name) if folder.is_dir() else ():
+        name = f"{key}/{file.name}"
+        problem = path_problem(root, name)
+        if problem is not None or file.suffix not in SUFFIXES:
+            hint = f"an Atlas reads {', '.join(SUFFIXES)} files" if problem is None else ""
+            findings.append(finding("E002", Place(name, ""), problem or "neither YAML nor JSON", hint))
+            continue
+        content = _read(file, name, findings)
+        if content is not None:
+            yield name, content
 
 
 def _read_text(file: Path, place: Place, findings: list[Finding]) -> str | None:
@@ -209,16 +257,16 @@ class _NotJsonError(ValueError):
     pass
 
 
-def _read_json(file: Path, name: str, findings: list[Finding]) -> JsonValue:
+def _read(file: Path, name: str, findings: list[Finding]) -> JsonValue:
     place = Place(name, "")
     text = _read_text(file, place, findings)
     if text is None:
         return None
     try:
-        value: JsonValue = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        value: JsonValue = read_yaml(text) if file.suffix in (".yaml", ".yml") else _json(text)
     except json.JSONDecodeError as error:
         findings.append(finding("E001", place, f"not JSON: {error.msg} (line {error.lineno}, column {error.colno})"))
-    except _NotJsonError as error:
+    except (_NotJsonError, NotYamlError) as error:
         findings.append(finding("E001", place, str(error)))
     except RecursionError:
         findings.append(finding("E001", place, "nested too deeply"))
@@ -229,6 +277,11 @@ def _read_json(file: Path, name: str, findings: list[Finding]) -> JsonValue:
             findings.append(finding("E004", place, "null is no entry"))
         return value
     return None
+
+
+def _json(text: str) -> JsonValue:
+    value: JsonValue = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    return value
 
 
 def _unique(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:

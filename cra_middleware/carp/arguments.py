@@ -108,7 +108,7 @@ def in_words(test: ArgumentTest) -> str:
         case PathGlob():
             return f"like {' or '.join(test.patterns)}"
         case Commands():
-            return f"only the commands {', '.join(test.patterns)}"
+            return f"commands like {' or '.join(test.patterns)}"
 
 
 def shown_value(value: object) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from cra_middleware.cli import atlas, trace
+from cra_middleware.cli import atlas, policy_tests, trace
 from cra_middleware.cli.check import check
 from cra_middleware.cli.output import complain
 
@@ -20,6 +20,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: the same in a pipe, and nothing in it is taken for markup
     pretty_exceptions_enable=False,
 )
+atlas.app.command("test", short_help="Run an Atlas's own tests.")(policy_tests.run_tests)
 app.add_typer(atlas.app, name="atlas")
 app.command("check")(check)
 app.add_typer(trace.app, name="trace")

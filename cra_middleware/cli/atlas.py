@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -20,7 +21,7 @@ app = typer.Typer(no_args_is_help=True, help="Validate an Atlas, or read it as a
 
 PHASES: tuple[PolicyType, ...] = ("deny", "require_approval", "rate_limit", "budget", "allow", "scope")
 _SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
-_NO_PATH = "name an Atlas (a folder with atlas.json, or such a file), or set CRA_ATLAS"
+_NO_PATH = "name an Atlas (a folder with atlas.yaml or atlas.json, or such a file), or set CRA_ATLAS"
 
 
 @app.command(short_help="Every finding, with the place to mend.")
@@ -81,6 +82,46 @@ def show(
         emit(atlas.manifest.model_dump(mode="json", exclude_unset=True))
     else:
         _print_manifest(atlas.manifest)
+
+
+@app.command(short_help="Rules to plain Atlas/1.0 JSON.")
+def build(
+    path: Annotated[
+        str | None, typer.Argument(metavar="PATH", help="An Atlas folder or file. Left out: $CRA_ATLAS.")
+    ] = None,
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="Write there, not to stdout.")] = "",
+    check: Annotated[str, typer.Option(metavar="FILE", help="Only say whether FILE is what would be written.")] = "",
+) -> None:
+    """Write the plain Atlas/1.0 JSON that an Atlas stands for: rules compiled, YAML and folders gone.
+
+    Other implementations read that; digests in traces cover it. Documents of context packs stay beside it.
+
+    \b
+    Example:  cra atlas build atlases/support -o support.json
+    In CI:    cra atlas build atlases/support --check support.json
+
+    Exit code: 0, or 1 when the Atlas has errors, or --check found a difference, or 2 for wrong usage.
+    """
+    chosen = path or os.environ.get("CRA_ATLAS")
+    if not chosen:
+        raise stop(_NO_PATH, 2)
+    text = built(load(chosen))
+    try:
+        if check:
+            if Path(check).read_bytes() != text.encode():
+                raise stop(f"{check} is not what {chosen} stands for; run: cra atlas build {chosen} -o {check}", 1)
+        elif output:
+            Path(output).write_text(text, encoding="utf-8")
+        else:
+            print(text, end="")
+    except OSError as error:
+        raise stop(f"{check or output} cannot be used: {error.strerror or error}", 1) from None
+
+
+def built(atlas: Atlas) -> str:
+    """The plain manifest, as JSON."""
+    manifest = atlas.manifest.model_dump(mode="json", exclude_unset=True)
+    return json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
 
 
 def load(path: str) -> Atlas:

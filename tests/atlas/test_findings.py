@@ -62,7 +62,7 @@ TABLE: list[tuple[str, str, str, Any, dict[str, Any]]] = [
     ("E001", "", "atlas.json", '{"a": NaN}', {}),
     ("E001", "", "policies/x.json", {}, {"policies/x.json": "["}),
     ("E002", "/context_packs/0/files/1", "atlas.json", {"context_packs": [pack(files=["context/k.md", "../x"])]}, {}),
-    ("E002", "", "policies/x.yaml", {}, {"policies/x.yaml": "a: b"}),
+    ("E002", "", "policies/x.toml", {}, {"policies/x.toml": "a: b"}),
     ("E003", "/context_packs/0/files/0", "atlas.json", {"context_packs": [pack(files=["context/none.md"])]}, {}),
     ("E004", "", "atlas.json", "[]", {}),
     ("E004", "", "atlas.json", "null", {}),

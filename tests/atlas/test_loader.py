@@ -82,7 +82,7 @@ def test_folders_alone_are_enough(tmp_path: Path) -> None:
     assert (len(atlas.manifest.policies), len(atlas.manifest.actions), atlas.findings) == (1, 1, ())
 
 
-@pytest.mark.parametrize("name", ["policies/notes.md", "policies/x.yaml", "policies/.x.json.swp", "policies/X.JSON"])
+@pytest.mark.parametrize("name", ["policies/notes.md", "policies/x.toml", "policies/.x.json.swp", "policies/X.JSON"])
 def test_files_that_are_not_read_are_told(name: str, tmp_path: Path) -> None:
     """Nothing in ``policies/`` is passed over in silence: it might be a restriction."""
     write(tmp_path, manifest())
@@ -166,11 +166,12 @@ def test_nothing_there(name: str, tmp_path: Path) -> None:
 
 
 def test_empty_folder(tmp_path: Path) -> None:
-    """A folder without ``atlas.json`` is E001; where there is YAML, the hint says that this version reads JSON."""
+    """A folder without a manifest is E001, and one with two as well: nobody could say which one counts."""
     assert codes(tmp_path) == ["E001"]
     (tmp_path / "atlas.yaml").write_text("a: b")
+    (tmp_path / "atlas.json").write_text("{}")
     _, (found,) = inspect(tmp_path)
-    assert "not YAML" in found.hint
+    assert "which one counts" in found.message
 
 
 def test_directory_instead_of_file(tmp_path: Path) -> None:
