@@ -23,7 +23,7 @@ FLOORS: list[set[str]] = [
     {"trace"},
     {"carp"},
     {"approvals", "observer", "policies"},
-    {"approval_store", "sqlite_approvals", "answering"},
+    {"approval_store", "sqlite_approvals", "answering", "approvers"},
     {"interceptor", "observing"},
     {"attempt"},
     {"desk"},

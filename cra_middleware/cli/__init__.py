@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from cra_middleware.cli import atlas, policy_tests, trace
+from cra_middleware.cli import approvals, atlas, policy_tests, trace
 from cra_middleware.cli.check import check
 from cra_middleware.cli.output import complain
 
@@ -24,6 +24,7 @@ atlas.app.command("test", short_help="Run an Atlas's own tests.")(policy_tests.r
 app.add_typer(atlas.app, name="atlas")
 app.command("check")(check)
 app.add_typer(trace.app, name="trace")
+app.add_typer(approvals.app, name="approvals")
 
 
 def _version(wanted: bool) -> None:

@@ -1,0 +1,149 @@
+"""``cra approvals``: a person at a terminal answers, whatever stdin holds."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cra_middleware import Atlas, Runtime
+from cra_middleware.errors import ApprovalRequired, CallRefused
+from tests.cli.conftest import Cra
+from tests.conftest import manifest, policies
+
+ASK = {"policy_id": "ask", "type": "require_approval", "actions": ["refund.*"], "parameters": {"reason": "Large."}}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "approvals.db"
+
+
+@pytest.fixture
+def runtime(tmp_path: Path, store: Path) -> Runtime:
+    atlas = Atlas.from_dict(manifest(policies=policies(ASK)))
+    return Runtime(atlas, trace=tmp_path / "traces", approvals=store)
+
+
+def pending(runtime: Runtime, session_id: str | None = None, amount: object = 250) -> tuple[str, str]:
+    """Make a call that waits; its session and its approval."""
+    session = runtime.resume(session_id) if session_id else runtime.session(agent_id="bot")
+    with pytest.raises(ApprovalRequired) as asked:
+        session.call("refund.create", lambda amount: "paid", amount)
+    session.detach()
+    assert asked.value.approval_id is not None
+    return session.id, asked.value.approval_id
+
+
+def on_terminal(*args: str, typed: str = "", stdin: bytes = b"") -> tuple[int, str]:
+    """Run ``cra`` with a terminal of its own, on which ``typed`` is typed; its exit code, and what was shown there."""
+    master, slave = pty.openpty()
+    program = (
+        "import os,sys,fcntl,termios; os.setsid(); fcntl.ioctl(int(sys.argv[1]), termios.TIOCSCTTY, 0); "
+        "os.execv(sys.executable, [sys.executable, '-m', 'cra_middleware', *sys.argv[2:]])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(slave), *args],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        pass_fds=[slave],
+    )
+    os.write(master, typed.encode())
+    out, _ = process.communicate(stdin, timeout=60)
+    os.close(slave)
+    shown = b""
+    os.set_blocking(master, False)
+    try:
+        while chunk := os.read(master, 65536):
+            shown += chunk
+    except OSError:
+        pass
+    os.close(master)
+    return process.returncode, (out + shown).decode()
+
+
+def test_list_and_show(cra: Cra, runtime: Runtime, store: Path) -> None:
+    """What waits is listed with its reason, shown with its arguments, and the same as JSON."""
+    assert cra("approvals", "list", "--store", store).stdout == "Nothing waits.\n"
+    _, name = pending(runtime, amount="250\x1b[2J")
+    listed = cra("approvals", "list", "--store", store)
+    assert (listed.code, name[-8:] in listed.stdout, "Large." in listed.stdout) == (0, True, True)
+    shown = cra("approvals", "show", name[-8:], "--store", store)
+    assert "\x1b" not in shown.stdout
+    assert "amount" in shown.stdout
+    (one,) = cra("approvals", "list", "--store", store, "--format", "json").json
+    assert (one["approval_id"], one["state"], one["agent_id"]) == (name, "pending", "bot")
+
+
+def test_approve_on_the_terminal(runtime: Runtime, store: Path) -> None:
+    """A person's y lets the identical call through, once, in a session that another process goes on with."""
+    session_id, name = pending(runtime)
+    code, shown = on_terminal("approvals", "approve", name, "--store", str(store), "--by", "ann", typed="y\n")
+    assert (code, "bot wants to call refund.create" in shown) == (0, True), shown
+    session = runtime.resume(session_id)
+    assert session.call("refund.create", lambda amount: "paid", 250) == "paid"
+    with pytest.raises(ApprovalRequired):
+        session.call("refund.create", lambda amount: "paid", 250)
+    approved = [event.payload for event in session.events if event.event_type == "action.approved"]
+    assert [(item["approver"], item["approval_id"]) for item in approved] == [("ann", name)]
+
+
+def test_reject_on_the_terminal(runtime: Runtime, store: Path) -> None:
+    """The agent is told the reason."""
+    session_id, name = pending(runtime)
+    code, _ = on_terminal("approvals", "reject", name, "--store", str(store), "--reason", "Too much", typed="y\n")
+    assert code == 0
+    with pytest.raises(CallRefused, match="Too much"):
+        runtime.resume(session_id).call("refund.create", lambda amount: "paid", 250)
+
+
+@pytest.mark.parametrize("typed", ["n\n", "\n", "approve\n"])
+def test_anything_but_yes_answers_nothing(runtime: Runtime, store: Path, typed: str) -> None:
+    """The question stays open."""
+    _, name = pending(runtime)
+    code, shown = on_terminal("approvals", "approve", name, "--store", str(store), typed=typed)
+    assert (code, "nothing was answered" in shown) == (1, True)
+    assert runtime.approvals.list()[0].state == "pending"
+
+
+def test_stdin_does_not_answer(runtime: Runtime, store: Path) -> None:
+    """An agent with a shell can pipe a yes, but has no terminal of ours."""
+    _, name = pending(runtime)
+    done = subprocess.run(
+        [sys.executable, "-m", "cra_middleware", "approvals", "approve", name, "--store", str(store)],
+        input="y\n",
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+    )
+    assert done.returncode == 1
+    assert "on a terminal" in done.stderr
+    code, _ = on_terminal("approvals", "approve", name, "--store", str(store), typed="n\n", stdin=b"y\n")
+    assert code == 1
+    assert runtime.approvals.list()[0].state == "pending"
+
+
+def test_who_may_not(runtime: Runtime, store: Path) -> None:
+    """The agent itself may not, and a guessed or used id is nobody's."""
+    _, name = pending(runtime)
+    code, shown = on_terminal("approvals", "approve", name, "--store", str(store), "--by", "BOT", typed="y\n")
+    assert (code, "may not answer itself" in shown) == (1, True)
+    code, shown = on_terminal("approvals", "approve", "0" * 36, "--store", str(store), typed="y\n")
+    assert (code, "no approval ends with" in shown) == (1, True)
+    runtime.approvals.approve(name, by="ann")
+    code, shown = on_terminal("approvals", "approve", name, "--store", str(store), "--by", "ann", typed="y\n")
+    assert (code, "is approved already" in shown) == (1, True)
+
+
+def test_wrong_usage(cra: Cra, tmp_path: Path) -> None:
+    """A missing store, and a file that is none."""
+    assert cra("approvals", "list").code == 2
+    assert cra("approvals", "list", "--store", tmp_path / "no.db").code == 1
+    (tmp_path / "bad.db").write_text("not a database, but long enough to be read as one" * 50)
+    bad = cra("approvals", "list", "--store", tmp_path / "bad.db")
+    assert (bad.code, "is damaged" in bad.stderr) == (1, True)
