@@ -23,5 +23,6 @@ class Loudspeaker:
                 return
             self._said.add(key)
         would = "be denied" if shadow.verdict == "deny" else "wait for a person"
+        text = f"cra observes: {call.action_id} would {would}: {shadow.reason} [{shadow.code}]"
         # an action id may be a foreign tool's name: nothing in it may steer a terminal
-        print(f"cra observes: {call.action_id!a} would {would}: {shadow.reason!a} [{shadow.code}]", file=sys.stderr)
+        print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), file=sys.stderr)

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cra_middleware._ids import is_id
+from cra_middleware.errors import SinkError
 from cra_middleware.trace.chain import Verdict, verify_lines
+from cra_middleware.trace.event import Event
+from cra_middleware.trace.profiles import MalformedError, Profile, choose, read
 from cra_middleware.trace.sinks.jsonl import SUFFIX, read_lines
 
 
@@ -45,6 +48,22 @@ def verify(path: str | Path, progress: Callable[[int], None] | None = None) -> F
     stem = path.name.removesuffix(SUFFIX)
     promised = stem if stem != path.name and is_id(stem) else None
     return FileReport(str(path), verify_lines(_counted(path, progress), promised))
+
+
+def read_events(path: str | Path) -> Iterator[Event]:
+    """The events of a file that was verified, one after the other.
+
+    Raises:
+        SinkError: when the file cannot be read, or does not hold what was verified.
+    """
+    profile: Profile | None = None
+    for line in read_lines(Path(path)):
+        text = line.removesuffix(b"\n")
+        try:
+            profile = profile or choose(text)
+            yield read(text, profile).event
+        except MalformedError as error:
+            raise SinkError(f"{path} is not what it was a moment ago: {error}") from error
 
 
 def _counted(path: Path, progress: Callable[[int], None] | None) -> Iterator[bytes]:

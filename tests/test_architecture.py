@@ -33,7 +33,7 @@ FLOORS: list[set[str]] = [
     {"open_sessions", "telemetry"},
     {"verification"},
     {"runtime", "decorators"},
-    {"policy_tests", "replay", "testing"},
+    {"policy_tests", "replay", "sketch", "testing"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}

@@ -131,7 +131,7 @@ def _build(
 def _without_rules(raw: dict[str, JsonValue], origins: Origins) -> tuple[dict[str, JsonValue], list[Finding]]:
     """The manifest with its rules as policies, and without its variables (``x-*``)."""
     plain = {key: value for key, value in raw.items() if key != "rules" and not key.startswith("x-")}
-    rules = raw.get("rules", [])
+    rules = raw.get("rules") or []  # a page on which everything is still a comment
     if not isinstance(rules, list):
         return plain, [finding("E011", origins.at("rules"), "rules is a list", "begin each rule with a dash")]
     written = plain.get("policies", [])
@@ -200,7 +200,7 @@ def _merge(raw: dict[str, JsonValue], key: str, root: Path, origins: Origins, fi
             and key in content
             and all(other.startswith("x-") for other in content.keys() - {key})
         ):
-            content, pointer = content[key], f"/{key}"
+            content, pointer = content[key] or [], f"/{key}"  # a page on which everything is still a comment
         if isinstance(content, list):
             for index, entry in enumerate(content):
                 origins.add(key, len(entries), Place(name, f"{pointer}/{index}"))

@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
-from cra_middleware.cli import approvals, atlas, policy_tests, trace
+from cra_middleware.cli import approvals, atlas, compare, policy_tests, report, sketch, trace
 from cra_middleware.cli.check import check
+from cra_middleware.cli.doctor import doctor
 from cra_middleware.cli.output import complain
 
 app = typer.Typer(
@@ -20,9 +21,15 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: the same in a pipe, and nothing in it is taken for markup
     pretty_exceptions_enable=False,
 )
+atlas.app.command("init", short_help="Make a first Atlas.")(sketch.init)
 atlas.app.command("test", short_help="Run an Atlas's own tests.")(policy_tests.run_tests)
 app.add_typer(atlas.app, name="atlas")
 app.command("check")(check)
+app.command("doctor")(doctor)
+trace.app.command("report", short_help="What was decided, counted.")(report.report)
+trace.app.command("learn", short_help="Propose an Atlas from what was called.")(sketch.learn_command)
+trace.app.command("diff", short_help="How one trace differs from another.")(compare.diff_command)
+trace.app.command("replay", short_help="What another Atlas would have decided.")(compare.replay_command)
 app.add_typer(trace.app, name="trace")
 app.add_typer(approvals.app, name="approvals")
 
@@ -45,10 +52,15 @@ def start(
     """CRA Middleware: see what an Atlas allows, why a call is decided as it is, and whether a trace is whole.
 
     \b
+    cra atlas init atlas                        make a first Atlas, to edit
     cra atlas validate atlases/support          find every mistake in an Atlas
+    cra atlas test atlases/support              run its own tests
     cra check atlases/support refund.create     decide one call, and say why
+    cra approvals list                          see what waits for a person
     cra trace verify traces/                    recompute the hash chains
-    cra trace show FILE                         read what happened
+    cra trace report traces/                    count what was decided
+    cra trace replay traces/ --atlas NEW        decide it all again, by other rules
+    cra doctor atlases/support                  see what is not governed
 
     Every command takes --format json.
     """

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import stat
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -15,15 +13,13 @@ import typer
 from cra_middleware.cli.lines import read_again
 from cra_middleware.cli.output import Format, FormatOption, Part, complain, emit, json_text, say, stop
 from cra_middleware.cli.timeline import Timeline
+from cra_middleware.cli.trace_files import trace_files, try_verify
 from cra_middleware.errors import SinkError
 from cra_middleware.trace.chain import Verdict
 from cra_middleware.trace.sinks.jsonl import SUFFIX
-from cra_middleware.verification import FileReport, verify
+from cra_middleware.verification import FileReport
 
 app = typer.Typer(no_args_is_help=True, help="Verify the record of sessions, or read it as a person.")
-
-LARGE_BYTES = 8 * 1024 * 1024
-"""From here on a bar shows how far the verification is."""
 
 
 class Require(StrEnum):
@@ -53,7 +49,7 @@ def verify_command(
     2 for wrong usage.
     """
     sealed = require is Require.sealed
-    checked = [(path, problem or _try(path)) for path, problem in _files(files)]
+    checked = [(path, problem or try_verify(path)) for path, problem in trace_files(files)]
     if format is Format.json:
         emit({"files": [_file_json(path, result) for path, result in checked]})
     else:
@@ -90,7 +86,7 @@ def show_command(
         raise stop(f"{file} is a folder; name one trace file in it", 2)
     if not stat.S_ISREG(mode):  # it is read twice: first verified, then shown
         raise stop(f"{file} is not a plain file; save it as one first", 1)
-    report = _try(file)
+    report = try_verify(file)
     if isinstance(report, str):
         raise stop(report, 1)
     try:
@@ -102,60 +98,6 @@ def show_command(
         raise stop(error, 1) from None
     if not report.intact:
         raise typer.Exit(1)
-
-
-def _files(names: Sequence[str]) -> list[tuple[str, str | None]]:
-    """The files named, and those in the folders named, each with the reason not to open it, if there is one."""
-    found: list[tuple[str, str | None]] = []
-    for name in names:
-        folder = Path(name)
-        try:
-            if not folder.is_dir():
-                found.append((name, None))
-                continue
-            inside = sorted(item for item in folder.iterdir() if item.name.endswith(SUFFIX))
-        except OSError as error:
-            found.append((name, f"{name} cannot be read: {error.strerror or error}"))
-            continue
-        if not inside:
-            raise stop(f"{name} has no *{SUFFIX} files; name the folder that traces are written to", 2)
-        for item in inside:  # a pipe or a device planted there would never end
-            found.append((str(item), None if item.is_file() else f"{item} is not a plain file"))
-    return found
-
-
-def _try(path: str) -> FileReport | str:
-    """The verdicts on a file, or why it cannot be read."""
-    try:
-        size = Path(path).stat().st_size if Path(path).is_file() else 0
-        with _progress(path, size) as progress:
-            return verify(path, progress)
-    except (SinkError, OSError) as error:
-        return str(error) if isinstance(error, SinkError) else f"{path} cannot be read: {error.strerror or error}"
-
-
-@contextmanager
-def _progress(path: str, size: int) -> Iterator[Callable[[int], None] | None]:
-    """A bar on stderr, when the file is large and somebody looks."""
-    if size <= LARGE_BYTES or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("verifying"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(path, total=size)
-        waiting = 0
-
-        def advance(count: int) -> None:
-            nonlocal waiting
-            waiting += count
-            if waiting >= 1 << 18:
-                bar.update(task, advance=waiting)
-                waiting = 0
-
-        yield advance
 
 
 def _passes(result: FileReport | str, sealed: bool) -> bool:

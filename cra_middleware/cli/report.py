@@ -1,0 +1,72 @@
+"""``cra trace report``: what was decided, counted."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cra_middleware.cli.output import Format, FormatOption, emit, say, stop
+from cra_middleware.cli.trace_files import events_of, intact_files
+from cra_middleware.trace.report import ActionCount, Report
+
+
+def report(
+    files: Annotated[list[str], typer.Argument(metavar="FILE", help="Trace files, or folders of them.")],
+    format: FormatOption = Format.text,
+) -> None:
+    """Count the decisions in traces by action, policy and verdict, and what shadow policies would have refused.
+
+    Files that do not verify are named and not counted.
+
+    \b
+    Example:  cra trace report traces/
+
+    Exit code: 0, 1 when a file does not verify or cannot be read, 2 for wrong usage.
+    """
+    found, broken = intact_files(files)
+    counted = Report()
+    for item in found:
+        counted.add(events_of(item))
+    if format is Format.json:
+        emit({**counted.as_json(), "broken_files": broken})
+    else:
+        _print(counted)
+    if broken:
+        raise stop(f"{broken} of {broken + len(found)} files were not counted", 1)
+
+
+def _print(counted: Report) -> None:
+    say(
+        (f"{counted.sessions} sessions", "bold"),
+        f", {counted.sealed} sealed, {len(counted.agents)} agents, "
+        f"{sum(count.calls for count in counted.actions.values())} calls",
+    )
+    say()
+    for name, count in sorted(counted.actions.items(), key=lambda item: (-item[1].calls, item[0])):
+        say(*_numbers(count), lead=(f"  {name}", "cyan"), indent=30)
+        if count.codes:
+            say(", ".join(f"{code} {number}" for code, number in count.codes.most_common()), lead="", indent=32)
+        for policy_id, number in count.shadow.most_common():
+            say((f"would have been refused by {policy_id}: {number}", "yellow"), lead="", indent=32)
+    if counted.policies:
+        say()
+        say(("Policies", "bold"))
+    for (policy_id, word), number in sorted(counted.policies.items(), key=lambda item: (-item[1], item[0])):
+        say(f"{word} {number}", lead=(f"  {policy_id}", "cyan"), indent=30)
+
+
+def _numbers(count: ActionCount) -> list[tuple[str, str]]:
+    ran = count.executed + count.failed
+    parts = [(f"{count.calls} calls", ""), (f", {count.allowed} allowed", "green")]
+    if count.denied:
+        parts.append((f", {count.denied} denied", "bold red"))
+    if count.asked:
+        parts.append((f", {count.asked} asked", "yellow"))
+    if count.approved_by_person:
+        parts.append((f", {count.approved_by_person} approved by a person", ""))
+    if count.failed:
+        parts.append((f", {count.failed} failed", "red"))
+    if ran:
+        parts.append((f", {count.duration_ms / ran:.0f} ms on average", "dim"))
+    return parts
