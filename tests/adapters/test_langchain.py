@@ -630,12 +630,12 @@ def test_bad_sink_runs_nothing(tmp_path: Path) -> None:
         sink.failing = False
 
 
-def node_graph(tools: list[BaseTool]) -> Any:
+def node_graph(tools: list[BaseTool], saver: Any = None) -> Any:
     graph = StateGraph(MessagesState)
     graph.add_node("tools", ToolNode(tools))
     graph.add_edge(START, "tools")
     graph.add_edge("tools", END)
-    return graph.compile()
+    return graph.compile(checkpointer=saver)
 
 
 @pytest.mark.parametrize("mode", ["invoke", "ainvoke"])
