@@ -76,6 +76,10 @@ class MemorySink:
     def session_ids(self) -> list[str]:
         return sorted(self._logs)
 
+    def lines(self, session_id: str) -> Iterator[bytes]:
+        """The lines of one session, open or not."""
+        return self._logs[session_id].lines()
+
     def close(self) -> None:
         for log in self._logs.values():
             log.close()
