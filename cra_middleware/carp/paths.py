@@ -7,6 +7,7 @@ from the process's working directory, as the tool's own ``open()`` takes it.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -77,11 +78,20 @@ def _readings(value: object) -> tuple[str, str] | None:
         value.encode()
         written = os.path.expanduser(value)
         real = os.path.realpath(written, strict=False)
-        if os.path.islink(real):  # a loop
+        if not _can_be_followed(real):
             return None
         return real, os.path.normpath(os.path.join(os.getcwd(), written))
     except (OSError, ValueError):
         return None
+
+
+def _can_be_followed(path: str) -> bool:
+    """Whether nothing but its own absence stands in the way: a link to itself, say."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        return error.errno in (errno.ENOENT, errno.ENOTDIR)
+    return True
 
 
 def _is_below(path: str, root: str) -> bool:
