@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 
 from cra_middleware.carp.quota import Exhausted, Limit, Reservation
-from cra_middleware.carp.windows import Count
+from cra_middleware.carp.windows import Count, exhausted
 
 
 class MemoryCounters:
@@ -25,9 +25,9 @@ class MemoryCounters:
 
     def reserve(self, limits: Sequence[Limit], now_us: int) -> Reservation | Exhausted:
         with self._lock:
-            exhausted = self._exhausted(limits, now_us)
-            if exhausted is not None:
-                return exhausted
+            full = self._exhausted(limits, now_us)
+            if full is not None:
+                return full
             if len(self._counts) >= self._sweep_at:
                 self._sweep(now_us)
             name = str(next(self._names))
@@ -59,12 +59,8 @@ class MemoryCounters:
                 del self._counts[key]
 
     def _exhausted(self, limits: Sequence[Limit], now_us: int) -> Exhausted | None:
-        for limit in limits:
-            known = self._counts.get(limit.key)
-            wait = (Count() if known is None else known[0]).wait(limit, now_us)
-            if wait != 0:
-                return Exhausted(limit, wait)
-        return None
+        known = ((self._counts.get(limit.key), limit) for limit in limits)
+        return exhausted(((Count() if found is None else found[0], limit) for found, limit in known), now_us)
 
     def _sweep(self, now_us: int) -> None:
         """Sessions and agents come and go: counts that hold nothing any more are let go."""

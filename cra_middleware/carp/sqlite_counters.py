@@ -10,7 +10,7 @@ from sqlite3 import Connection
 from cra_middleware._ids import new_id
 from cra_middleware._sqlite_file import SqliteFile
 from cra_middleware.carp.quota import CountersError, Exhausted, Limit, Reservation
-from cra_middleware.carp.windows import Count
+from cra_middleware.carp.windows import Count, exhausted
 
 _SCHEMA = "CREATE TABLE counts (key TEXT PRIMARY KEY, state TEXT NOT NULL, over_us INTEGER) WITHOUT ROWID"
 _FOREVER = 2**62
@@ -31,16 +31,16 @@ class SqliteCounters:
 
     def peek(self, limits: Sequence[Limit], now_us: int) -> Exhausted | None:
         with self._file.transaction(writes=False) as connection:
-            return _exhausted([_read(connection, limit) for limit in limits], limits, now_us)
+            return exhausted([(_read(connection, limit), limit) for limit in limits], now_us)
 
     def reserve(self, limits: Sequence[Limit], now_us: int) -> Reservation | Exhausted:
         name = new_id()
         with self._file.transaction() as connection:
-            counts = [_read(connection, limit) for limit in limits]
-            exhausted = _exhausted(counts, limits, now_us)
-            if exhausted is not None:
-                return exhausted
-            for count, limit in zip(counts, limits, strict=True):
+            counts = [(_read(connection, limit), limit) for limit in limits]
+            full = exhausted(counts, now_us)
+            if full is not None:
+                return full
+            for count, limit in counts:
                 count.hold(name, limit, now_us)
                 _write(connection, limit, count)
             self._until_sweep -= 1
@@ -68,14 +68,6 @@ class SqliteCounters:
             rows = connection.execute("SELECT key FROM counts WHERE over_us = ?", (_FOREVER,)).fetchall()
             over = [(key,) for (key,) in rows if session_id in json.loads(key)]
             connection.executemany("DELETE FROM counts WHERE key = ?", over)
-
-
-def _exhausted(counts: Sequence[Count], limits: Sequence[Limit], now_us: int) -> Exhausted | None:
-    for count, limit in zip(counts, limits, strict=True):
-        wait = count.wait(limit, now_us)
-        if wait != 0:
-            return Exhausted(limit, wait)
-    return None
 
 
 def _read(connection: Connection, limit: Limit) -> Count:

@@ -6,9 +6,10 @@ killed while its tool ran blocks a limit for no longer than that.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from cra_middleware.carp.quota import Limit
+from cra_middleware.carp.quota import Exhausted, Limit
 
 
 @dataclass(slots=True)
@@ -103,3 +104,15 @@ class Count:
             self.log[place - 1] = (at, self.log[place - 1][1] + amount)
         else:
             self.log.insert(place, (at, amount))
+
+
+def exhausted(counts: Iterable[tuple[Count, Limit]], now_us: int) -> Exhausted | None:
+    """The first limit that has no room, and how long until all of them have."""
+    first: Limit | None = None
+    longest: int | None = 0
+    for count, limit in counts:
+        wait = count.wait(limit, now_us)
+        if wait != 0:
+            first = first or limit
+            longest = None if wait is None or longest is None else max(longest, wait)
+    return None if first is None else Exhausted(first, longest)
