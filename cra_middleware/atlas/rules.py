@@ -64,7 +64,7 @@ def compile_rule(rule: JsonValue, taken: set[str]) -> tuple[list[dict[str, JsonV
     verbs = [key for key in rule if key in VERBS]
     unknown = [key for key in rule if key not in VERBS and key not in KEYS]
     problems = [RuleProblem((key,), f"unknown key {key!r}", _nearest(key)) for key in unknown]
-    if len(verbs) != 1:
+    if len(verbs) != 1 and not unknown:  # a misspelt verb is told as that
         said = "has no verb" if not verbs else f"has {len(verbs)} verbs"
         problems.append(RuleProblem((), f"a rule {said}", f"begin with one of {', '.join(VERBS)}"))
     if problems:

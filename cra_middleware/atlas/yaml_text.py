@@ -48,7 +48,7 @@ _resolver("null", r"^(?:~|null|Null|NULL|)$", "~nN\0")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^$"), [""])
 _resolver("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF")
 _resolver("int", r"^[-+]?(?:0|[1-9][0-9]*)$", "-+0123456789")
-_resolver("float", r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$", "-+0123456789.")
+_resolver("float", r"^[-+]?(?:(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$", "-+0123456789.")
 _Loader.add_implicit_resolver(_MERGE, re.compile(r"^<<$"), ["<"])
 
 
@@ -60,15 +60,8 @@ def read_yaml(text: str) -> JsonValue:
     """
     if len(text) > MAX_CHARACTERS:
         raise NotYamlError(f"longer than {MAX_CHARACTERS} characters; write it as JSON")
-    loader = _Loader(text)
     try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _measure(node, {}, set())
-        value: JsonValue = loader.construct_document(node)
-        _check_numbers(value, set())
-        return value
+        return _document(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         at = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
@@ -81,6 +74,18 @@ def read_yaml(text: str) -> JsonValue:
         raise
     except ValueError:  # CPython refuses to read an integer of more than 4,300 digits
         raise NotYamlError("holds a number that is too long to read") from None
+
+
+def _document(text: str) -> JsonValue:
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _measure(node, {}, set())
+        value: JsonValue = loader.construct_document(node)
+        _check_numbers(value, set())
+        return value
     finally:
         loader.dispose()
 
