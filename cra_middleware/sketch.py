@@ -219,7 +219,7 @@ def _actions(tools: Sequence[ToolSketch], ids: Mapping[str, str]) -> Iterator[st
         yield f"    name: {_quoted(tool.name)}"
         yield f"    description: {_quoted(tool.description or tool.name)}"
         if tool.schema is not None:
-            yield f"    parameters_schema: {json.dumps(tool.schema)}"
+            yield f"    parameters_schema: {_flow(dict(tool.schema))}"
 
 
 def _map(tools: Sequence[ToolSketch], ids: Mapping[str, str]) -> Iterator[str]:
@@ -236,7 +236,13 @@ def _map(tools: Sequence[ToolSketch], ids: Mapping[str, str]) -> Iterator[str]:
 def _quoted(text: str) -> str:
     if _PLAIN.fullmatch(text) and text.lower() not in _RESERVED:
         return text
-    return json.dumps(text)
+    return _flow(text)
+
+
+def _flow(value: JsonValue) -> str:
+    """JSON that YAML reads alike: outside of ASCII, and invisible, letters are written as YAML escapes them."""
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(c if c.isascii() and c.isprintable() else f"\\U{ord(c):08x}" for c in text)
 
 
 def _comment(text: str) -> str:
