@@ -82,17 +82,19 @@ def _nearest(key: str) -> str:
 
 def _policies(rule: Mapping[str, JsonValue], verb: str, taken: set[str]) -> list[dict[str, JsonValue]]:
     actions = _texts(rule, verb)
-    policy: dict[str, JsonValue] = {"policy_id": _id(rule, verb, actions, taken), "type": VERBS[verb]}
-    policy["actions"] = list(actions)
     conditions = dict(_conditions(rule))
     parameters = dict(_parameters(rule, verb))
     windows = list(_windows(rule, verb))
-    if len(windows) <= 1:
-        return [_with(policy, {**conditions, **_timed(windows)}, parameters)]
-    name = str(policy["policy_id"])
+    names = _ids(rule, verb, actions, len(windows), taken)
+    policy: dict[str, JsonValue] = {"type": VERBS[verb], "actions": list(actions)}
+    timed: list[Window | None] = [*windows] or [None]
     return [
-        _with({**policy, "policy_id": f"{name}-{place}"}, {**conditions, **_timed([window])}, parameters)
-        for place, window in enumerate(windows, 1)
+        _with(
+            {"policy_id": name, **policy},
+            conditions if window is None else {**conditions, "time_window": window},
+            parameters,
+        )
+        for name, window in zip(names, timed, strict=True)
     ]
 
 
@@ -106,24 +108,28 @@ def _with(
     }
 
 
-def _timed(windows: list[Window]) -> dict[str, JsonValue]:
-    return {"time_window": windows[0]} if windows else {}
+def _ids(
+    rule: Mapping[str, JsonValue], verb: str, actions: list[str], windows: int, taken: set[str]
+) -> tuple[str, ...]:
+    """The id of each policy that a rule becomes; ids of our own avoid those that are ``taken``."""
 
+    def numbered(name: str) -> tuple[str, ...]:
+        return (name,) if windows <= 1 else tuple(f"{name}-{place}" for place in range(1, windows + 1))
 
-def _id(rule: Mapping[str, JsonValue], verb: str, actions: list[str], taken: set[str]) -> str:
     given = rule.get("id")
     if given is not None:
         if not isinstance(given, str) or not given:
             raise _Error("id", "an id is a text")
-        return given  # one that is used twice is found later, with every other
+        return numbered(given)  # one that is used twice is found later, with every other
     first = actions[0].replace(".", "-").replace("*", "all").replace("?", "any")
-    name = base = f"{verb}-{first}"
-    number = 1
-    while name in taken:
+    base, number = f"{verb}-{first}", 1
+    names = numbered(base)
+    while not taken.isdisjoint((base, *names)):
         number += 1
-        name = f"{base}-{number}"
-    taken.add(name)
-    return name
+        base = f"{verb}-{first}-{number}"
+        names = numbered(base)
+    taken.update((base, *names))
+    return names
 
 
 def _texts(rule: Mapping[str, JsonValue], key: str) -> list[str]:

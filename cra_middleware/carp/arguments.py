@@ -23,6 +23,7 @@ from cra_middleware.atlas.argument_tests import (
     Within,
 )
 from cra_middleware.atlas.schemas import compile_schema
+from cra_middleware.atlas.words import test_in_words
 from cra_middleware.carp.commands import commands_test
 from cra_middleware.carp.matchers import Arguments, Matcher
 from cra_middleware.carp.paths import glob_test, within_test
@@ -68,9 +69,9 @@ def tell_argument(
 ) -> Told:
     """What one test says about a call, in words."""
     if name not in arguments:
-        return Told(in_words(test), "nothing", None if name in declared else False)
+        return Told(test_in_words(test), "nothing", None if name in declared else False)
     value = arguments[name]
-    return Told(in_words(test), shown_value(value), _answer(value_test(test, project), value))
+    return Told(test_in_words(test), shown_value(value), _answer(value_test(test, project), value))
 
 
 def value_test(test: ArgumentTest, project: str | None) -> ValueTest:
@@ -92,23 +93,6 @@ def value_test(test: ArgumentTest, project: str | None) -> ValueTest:
             return glob_test(test.patterns, project)
         case Commands():
             return commands_test(test.patterns)
-
-
-def in_words(test: ArgumentTest) -> str:
-    """For example ``> 100`` or ``within $PROJECT``."""
-    match test:
-        case OneOf():
-            return " or ".join(shown_value(value) for value in test.values)
-        case Comparison():
-            return f"{test.sign} {test.threshold}"
-        case Matches():
-            return f"matches {shown_value(test.pattern)}"
-        case Within():
-            return f"within {test.folder}"
-        case PathGlob():
-            return f"like {' or '.join(test.patterns)}"
-        case Commands():
-            return f"commands like {' or '.join(test.patterns)}"
 
 
 def shown_value(value: object) -> str:

@@ -12,13 +12,13 @@ from cra_middleware._clock import timestamp_text
 from cra_middleware.atlas.argument_tests import parse_argument_test
 from cra_middleware.atlas.manifest import Conditions, PolicyType
 from cra_middleware.atlas.schemas import named_arguments
+from cra_middleware.atlas.words import schema_in_words, window_in_words
 from cra_middleware.carp.arguments import shown_value, tell_argument
 from cra_middleware.carp.call import Allow, Ask, Decision, Deny, ToolCall
 from cra_middleware.carp.matchers import schema_violation
 from cra_middleware.carp.policy import RANK, CompiledAction, Condition, Facts, Rule, Situation, evaluate
 from cra_middleware.carp.quota import Counters, Exhausted, Reservation
 from cra_middleware.carp.resolver import Resolver
-from cra_middleware.carp.time_windows import in_words
 
 Phase = Literal["unknown action", "deny", "schema", "require_approval", "rate_limit", "budget", "allow", "default"]
 
@@ -122,7 +122,9 @@ def _answered(
                 saw = "nothing" if given is None else shown_value(given)
                 yield Answered(f"context {key}", value, saw, same)
         case "time_window" if written.time_window is not None:
-            yield Answered("time_window", in_words(written.time_window), timestamp_text(now_us)[:16] + "Z", answer)
+            yield Answered(
+                "time_window", window_in_words(written.time_window), timestamp_text(now_us)[:16] + "Z", answer
+            )
         case "arguments":
             declared = named_arguments(action.action.parameters_schema or {})
             for name, test in (written.arguments or {}).items():
@@ -131,7 +133,7 @@ def _answered(
         case _:
             names = sorted(named_arguments(written.parameters or {}))
             saw = ", ".join(f"{name} = {_given(arguments or {}, name)}" for name in names)
-            yield Answered("parameters", "its JSON Schema", saw, answer)
+            yield Answered("parameters", " and ".join(schema_in_words(written.parameters or {})), saw, answer)
 
 
 def _given(arguments: Mapping[str, object], name: str) -> str:

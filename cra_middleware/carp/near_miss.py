@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cra_middleware.atlas.words import window_in_words
 from cra_middleware.carp.policy import Rule, Situation, evaluate
-from cra_middleware.carp.time_windows import in_words, opens_after
+from cra_middleware.carp.time_windows import opens_after
 
 _MINUTE_US = 60_000_000
 
@@ -21,7 +22,7 @@ def nearest_miss(rules: Sequence[Rule], situation: Situation) -> str:
     if missed == ["time_window"] and window is not None:
         opens_us = opens_after(window, situation.now_us)
         again = "" if opens_us is None else f"; again in {_wait(opens_us - situation.now_us)}"
-        return f"; {nearest.policy_id} allows it {in_words(window)}{again}"
+        return f"; {nearest.policy_id} allows it {window_in_words(window)}{again}"
     return f"; {nearest.policy_id} would, but for its condition on {' and '.join(missed)}"
 
 

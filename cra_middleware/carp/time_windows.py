@@ -11,8 +11,8 @@ from datetime import datetime, timedelta, timezone
 from zoneinfo import ZoneInfo
 
 from cra_middleware.atlas.manifest import TimeWindow
+from cra_middleware.atlas.schedule import DAYS
 
-_DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _DAY_S = 86_400
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _SEARCH_DAYS = 8
@@ -22,7 +22,7 @@ def time_window_test(window: TimeWindow) -> Callable[[int], bool]:
     """Whether the window is open at a time, given in microseconds since the epoch."""
     zone = ZoneInfo(window.timezone)
     start, end = _seconds(window.start, 0), _seconds(window.end, _DAY_S)
-    days = frozenset(range(7) if window.days is None else (_DAYS.index(day) for day in window.days))
+    days = frozenset(range(7) if window.days is None else (DAYS.index(day) for day in window.days))
 
     def is_open(now_us: int) -> bool:
         wall = (_EPOCH + timedelta(microseconds=now_us)).astimezone(zone)
@@ -77,23 +77,6 @@ def _changes(day: datetime, zone: ZoneInfo) -> list[datetime]:
         else:
             high = middle
     return [high.replace(microsecond=0)]
-
-
-def in_words(window: TimeWindow) -> str:
-    """For example ``mon–fri 09:00–18:00 Europe/Berlin``."""
-    parts = []
-    if window.days is not None:
-        parts.append(_days_in_words(tuple(day for day in _DAYS if day in window.days)))
-    if window.start is not None or window.end is not None:
-        parts.append(f"{window.start or '00:00'}–{window.end or '24:00'}")
-    return " ".join([*parts, window.timezone]) if parts else f"at all times {window.timezone}"
-
-
-def _days_in_words(days: tuple[str, ...]) -> str:
-    places = [_DAYS.index(day) for day in days]
-    if len(days) > 2 and places == list(range(places[0], places[-1] + 1)):
-        return f"{days[0]}–{days[-1]}"
-    return ", ".join(days)
 
 
 def _seconds(text: str | None, default: int) -> int:

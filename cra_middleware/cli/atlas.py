@@ -14,8 +14,8 @@ import typer
 from cra_middleware.atlas.findings import Finding, check_dependencies
 from cra_middleware.atlas.loader import Atlas, inspect
 from cra_middleware.atlas.manifest import Manifest, PolicyType
+from cra_middleware.atlas.words import arguments_in_words, conditions_in_words, limit_in_words, policy_in_words
 from cra_middleware.cli.output import Format, FormatOption, complain, emit, say, shown, stop
-from cra_middleware.cli.words import arguments_in_words, conditions_in_words, limit_in_words, policy_in_words
 
 app = typer.Typer(no_args_is_help=True, help="Validate an Atlas, or read it as a person.")
 

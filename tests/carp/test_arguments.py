@@ -9,7 +9,8 @@ import pytest
 
 from cra_middleware import Atlas
 from cra_middleware.atlas.argument_tests import parse_argument_test
-from cra_middleware.carp.arguments import arguments_matcher, in_words, shown_value, tell_argument
+from cra_middleware.atlas.words import test_in_words as words_of
+from cra_middleware.carp.arguments import arguments_matcher, shown_value, tell_argument
 from cra_middleware.carp.call import Allow, Ask, ToolCall
 from cra_middleware.carp.counters import MemoryCounters
 from cra_middleware.carp.policy import Facts
@@ -96,7 +97,7 @@ def test_one_argument(test: Any, value: object, answer: bool | None) -> None:
     assert match({"a": value}) is answer
     told = tell_argument("a", parsed, {"a": value}, frozenset({"a"}), None)
     assert told.answer is answer
-    assert in_words(parsed)
+    assert words_of(parsed)
     assert len(told.saw) <= 80
     assert told.saw.isprintable()
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from cra_middleware import Atlas, Runtime
 from cra_middleware._clock import parse_us
 from cra_middleware.atlas.manifest import TimeWindow
-from cra_middleware.carp.time_windows import in_words, opens_after, time_window_test
+from cra_middleware.atlas.words import window_in_words
+from cra_middleware.carp.time_windows import opens_after, time_window_test
 from cra_middleware.errors import ActionDenied
 from cra_middleware.testing import FrozenClock
 from tests.conftest import manifest
@@ -96,12 +97,12 @@ def test_when_it_opens(parts: dict[str, Any], us: int) -> None:
         ),
         ({"days": ["sat", "mon"]}, "mon, sat UTC"),
         ({"start": "22:00"}, "22:00–24:00 UTC"),
-        ({}, "at all times UTC"),
+        ({}, "at any time, UTC"),
     ],
 )
 def test_in_words(parts: dict[str, Any], words: str) -> None:
     """As people say it."""
-    assert in_words(window(**parts)) == words
+    assert window_in_words(window(**parts)) == words
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_a_call_that_a_person_must_approve(cra: Cra, atlas: Path) -> None:
     ran = cra("check", atlas, "refund.create", "--args", '{"amount": 250}')
     assert ran.code == 4
     assert "  require_approval  ask-refund applies\n" in ran.stdout
-    assert "parameters holds: wants its JSON Schema, saw amount = 250\n" in ran.stdout
+    assert "parameters holds: wants amount > 100, saw amount = 250\n" in ran.stdout
     assert "To change that: a person has to say yes to exactly these arguments." in ran.stdout
     assert "APPROVAL REQUIRED  policy ask-refund\n" in ran.stdout
     below = cra("check", atlas, "refund.create", "--args", '{"amount": 50}')

@@ -1,4 +1,4 @@
-"""Conditions and JSON Schemas in words, as far as short words exist; the rest as JSON."""
+"""Policies, conditions and JSON Schemas in words, as far as short words exist; the rest as JSON."""
 
 from __future__ import annotations
 
@@ -7,7 +7,27 @@ from collections.abc import Iterator, Mapping
 
 from pydantic import JsonValue
 
-from cra_middleware.atlas.manifest import Action, Conditions, Policy, RateLimit, RateLimitParameters
+from cra_middleware.atlas.argument_tests import (
+    ArgumentTest,
+    Commands,
+    Comparison,
+    Matches,
+    OneOf,
+    PathGlob,
+    Within,
+    parse_argument_test,
+)
+from cra_middleware.atlas.manifest import (
+    Action,
+    ApprovalParameters,
+    BudgetParameters,
+    Conditions,
+    Policy,
+    RateLimit,
+    RateLimitParameters,
+    TimeWindow,
+)
+from cra_middleware.atlas.schedule import DAYS
 
 _SHARED_BY = {
     None: "per agent and action",
@@ -46,13 +66,51 @@ def _conditions(conditions: Conditions) -> Iterator[str]:
         yield f"it belongs to the capability {' or '.join(conditions.capabilities)}"
     for key, value in (conditions.context_matches or {}).items():
         yield f"context {key} = {_json(value)}"
+    if conditions.time_window is not None:
+        yield f"it is {window_in_words(conditions.time_window)}"
+    for name, test in (conditions.arguments or {}).items():
+        yield f"{name} {test_in_words(parse_argument_test(test))}"
     if conditions.parameters is not None:
-        yield from _schema(conditions.parameters)
-    for name in sorted(conditions.model_fields_set - _KNOWN):
-        yield f"{name} {_json(conditions.model_dump(mode='json', exclude_unset=True)[name])}"
+        yield from schema_in_words(conditions.parameters)
 
 
-_KNOWN = {"risk_tiers", "agents", "capabilities", "context_matches", "parameters"}
+def test_in_words(test: ArgumentTest) -> str:
+    """One test of an argument, for example ``> 100`` or ``within $PROJECT``."""
+    match test:
+        case OneOf():
+            return f"= {' or '.join(_json(value) for value in test.values)}"
+        case Comparison():
+            return f"{test.sign} {test.threshold}"
+        case Matches():
+            return f"matches /{_short(test.pattern)}/"
+        case Within():
+            return f"within {test.folder}"
+        case PathGlob():
+            return f"like {' or '.join(test.patterns)}"
+        case Commands():
+            return f"runs {' or '.join(test.patterns)}"
+
+
+def window_in_words(window: TimeWindow) -> str:
+    """For example ``mon–fri 09:00–18:00 Europe/Berlin``."""
+    parts = []
+    if window.days is not None:
+        parts.append(_days(tuple(day for day in DAYS if day in window.days)))
+    if window.start is not None or window.end is not None:
+        parts.append(f"{window.start or '00:00'}–{window.end or '24:00'}")
+    return " ".join([*parts, window.timezone]) if parts else f"at any time, {window.timezone}"
+
+
+def _days(days: tuple[str, ...]) -> str:
+    places = [DAYS.index(day) for day in DAYS if day in days]
+    if len(days) > 2 and places == list(range(places[0], places[-1] + 1)):
+        return f"{days[0]}–{days[-1]}"
+    return ", ".join(days)
+
+
+def schema_in_words(schema: Mapping[str, JsonValue]) -> Iterator[str]:
+    """What a JSON Schema demands of arguments, piece by piece."""
+    return _schema(schema)
 
 
 def _schema(schema: Mapping[str, JsonValue], depth: int = 0) -> Iterator[str]:
@@ -141,7 +199,20 @@ def limit_in_words(limit: RateLimit | RateLimitParameters) -> str:
     """``at most 10 calls in 60 s, per agent and action``."""
     calls = f"at most {limit.max_calls} call{'' if limit.max_calls == 1 else 's'} in {limit.window_seconds} s"
     scope = limit.scope if isinstance(limit, RateLimitParameters) else None
-    return f"{calls}, {_SHARED_BY[scope]}"
+    sliding = ", sliding" if isinstance(limit, RateLimitParameters) and limit.algorithm == "sliding" else ""
+    return f"{calls}{sliding}, {_SHARED_BY[scope]}"
+
+
+def budget_in_words(budget: BudgetParameters) -> str:
+    """``at most 500 of amount in 86400 s, for everybody together``."""
+    if budget.cost is not None:
+        cost = f", {budget.cost:g} a call"
+    else:
+        cost = f" of {budget.cost_parameter or f'{budget.cost_function}()'}"
+    window = f" in {budget.window_seconds} s" if budget.window_seconds is not None else ""
+    shared = _SHARED_BY[budget.scope] if window else "in a session"
+    sliding = ", sliding" if budget.algorithm == "sliding" and window else ""
+    return f"at most {budget.max_cost:g}{cost}{window}{sliding}, {shared}"
 
 
 def policy_in_words(policy: Policy) -> str:
@@ -150,8 +221,14 @@ def policy_in_words(policy: Policy) -> str:
     parts = [", ".join(policy.actions), conditions_in_words(policy.conditions)]
     if isinstance(parameters, RateLimitParameters):
         parts.append(limit_in_words(parameters))
+    elif isinstance(parameters, BudgetParameters):
+        parts.append(budget_in_words(parameters))
+    elif isinstance(parameters, ApprovalParameters) and parameters.approvers:
+        parts.append(f"answered by {' or '.join(parameters.approvers)}")
     elif policy.type == "scope" and policy.parameters:
         parts.append(_json(policy.parameters))
+    if parameters.enforcement == "shadow":
+        parts.append("only tried out (shadow)")
     if policy.priority:
         parts.append(f"priority {policy.priority}")
     return "; ".join(parts)
