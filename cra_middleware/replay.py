@@ -17,11 +17,13 @@ from cra_middleware.carp.call import Allow, Ask, Decision, Deny
 from cra_middleware.carp.counters import MemoryCounters
 from cra_middleware.carp.messages import Request, Requester, Task
 from cra_middleware.carp.policy import Facts
+from cra_middleware.carp.quota import Reservation
 from cra_middleware.carp.recorded import Recorded, decide_recorded, recorded_arguments
 from cra_middleware.carp.resolve import Options, resolve
 from cra_middleware.carp.resolver import Resolver
 from cra_middleware.trace.event import Event
 
+_NO_END = 2**62
 Word = Literal["allow", "deny", "ask", "undecidable"]
 
 
@@ -125,7 +127,9 @@ class _Replayer:
     def __init__(self, resolver: Resolver, knows: Mapping[str, bool]) -> None:
         self._resolver = resolver
         self._knows = knows
-        self._counters = MemoryCounters()
+        # what was used at least, and at most: calls that cannot be decided may have run or not
+        self._at_best = MemoryCounters()
+        self._at_worst = MemoryCounters()
         self._sessions: dict[str, _Session] = {}
         self._calls: dict[tuple[str, str], _Call] = {}
         self._done: list[_Call] = []
@@ -191,7 +195,7 @@ class _Replayer:
             self._resolver,
             asked,
             session.facts._replace(atlas_ids=None),
-            self._counters,
+            self._at_best,
             now_us,
             event.event_id,
             session.trace_id,
@@ -210,21 +214,49 @@ class _Replayer:
         return call
 
     def _decide(self, call: _Call, now_us: int, approved: bool) -> tuple[Decision | None, str]:
+        """The decision, when it is the same whatever became of the calls that could not be decided."""
         session = call.session
-        decision, lost = decide_recorded(
-            self._resolver,
-            call.action_id,
-            call.recorded,
-            session.facts._replace(atlas_ids=None),
-            session.knows_context,
-            now_us,
-            self._counters,
-            approved,
-        )
-        if isinstance(decision, Allow):  # it would have run
-            for reservation in decision.reservations:
-                self._counters.commit(reservation)
-        return decision, lost
+        found: list[Decision | None] = []
+        lost = ""
+        for counters in (self._at_best, self._at_worst):
+            decision, lost = decide_recorded(
+                self._resolver,
+                call.action_id,
+                call.recorded,
+                session.facts._replace(atlas_ids=None),
+                session.knows_context,
+                now_us,
+                counters,
+                approved,
+            )
+            found.append(decision)
+        best, worst = found
+        if type(best) is type(worst) and best is not None:
+            self._ran(self._at_best, best)
+            self._ran(self._at_worst, worst)
+            return best, ""
+        for reservation in best.reservations if isinstance(best, Allow) else ():
+            self._at_best.release(reservation)
+        self._spend(call, now_us)
+        return None, lost or "a limit that is shared with calls which cannot be decided"
+
+    @staticmethod
+    def _ran(counters: MemoryCounters, decision: Decision | None) -> None:
+        for reservation in decision.reservations if isinstance(decision, Allow) else ():
+            counters.commit(reservation)
+
+    def _spend(self, call: _Call, now_us: int) -> None:
+        """At worst, a call that cannot be decided has run, and has taken whatever it could."""
+        action, facts = self._resolver.actions.get(call.action_id), call.session.facts
+        for rule in action.limits if action is not None else ():
+            limit = None
+            if rule.quota is not None:
+                limit = rule.quota.limit(facts.agent_id, facts.root_session_id, None)
+            if limit is not None:
+                amount = limit.capacity if limit.kind == "budget" else 1
+                taken = self._at_worst.reserve([limit._replace(amount=amount, capacity=_NO_END)], now_us)
+                if isinstance(taken, Reservation):
+                    self._at_worst.commit(taken)
 
     def _approved(self, event: Event, call: _Call) -> None:
         if call.was is None:

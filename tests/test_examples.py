@@ -93,14 +93,15 @@ def test_quickstart_asks_on_a_terminal(folder: Path, answer: str, refunded: str)
     assert f"{refunded} was refunded" in done.stdout
 
 
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PAGES = README + (ROOT / "docs" / "approvals.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", PAGES, re.DOTALL)
 SHELL = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line]
 RULES = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.mark.parametrize("number", range(len(PYTHON)))
 def test_readme_python(folder: Path, number: int) -> None:
-    """Every Python block of the README runs."""
+    """Every Python block of the README, and of the page about approvals, runs."""
     block = PYTHON[number]
     if "cra_adapters" in block:
         pytest.importorskip("langchain", reason="this block needs the langchain extra")

@@ -140,6 +140,26 @@ def test_redacted_arguments_are_unknown() -> None:
     assert [step.now.word for step in told(found, bare).steps] == ["allow"]
 
 
+def test_limits_shared_with_undecidable_calls() -> None:
+    """A call that may have run makes a later one undecidable only where it could matter."""
+    found = recorded(atlas(redact=["refund.*.note"]), *[((5, "x" if number == 2 else None), 1) for number in range(8)])
+    noted = {"policy_id": "n", "type": "deny", "conditions": {"arguments": {"note": "x"}}}
+    limit = {**RATE, "parameters": {"max_calls": 3, "window_seconds": 600}}
+    steps = told(found, atlas(noted, limit)).steps
+    assert all(step.now.word == "undecidable" for step in steps)  # every note was hidden
+    free = Atlas.from_dict(
+        manifest(actions=[{**ACTIONS[1], "action_id": "refund.create"}], policies=policies(noted, limit))
+    )
+    clock = FrozenClock(NOON)
+    with Runtime(free, clock=clock, record="full", redact=["*.note"]) as runtime, runtime.session("a") as session:
+        for number in range(5):
+            with suppress(CallRefused):
+                session.call("refund.create", lambda **given: None, **({"note": "y"} if number == 1 else {"n": 1}))
+    again = told([session.events], free)
+    assert [step.now.word for step in again.steps] == ["allow", "undecidable", "allow", "undecidable", "undecidable"]
+    assert again.steps[3].now.reason == "a limit that is shared with calls which cannot be decided"
+
+
 @pytest.mark.filterwarnings("ignore::cra_middleware.policies.AtlasWarning")
 def test_observed_traffic_under_a_first_atlas() -> None:
     """Tools that were seen under their own names are mapped as the Atlas maps them, arguments and all."""
