@@ -25,6 +25,7 @@ from cra_middleware.atlas.schemas import compile_schema, named_arguments
 from cra_middleware.carp.arguments import arguments_matcher
 from cra_middleware.carp.limits import CostFunctions, Quota, own_quota, policy_quota
 from cra_middleware.carp.matchers import Arguments, parameters_matcher
+from cra_middleware.carp.messages import AllowedAction
 from cra_middleware.carp.time_windows import time_window_test
 
 RANK: Mapping[str, int] = {tier: rank for rank, tier in enumerate(RISK_TIERS)}
@@ -75,7 +76,7 @@ class Terms(NamedTuple):
     """Nothing is enforced."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Rule:
     """One policy, compiled for one action."""
 
@@ -119,6 +120,8 @@ class CompiledAction:
     """Rate limits, then budgets."""
     allow: tuple[Rule, ...]
     scopes: tuple[Rule, ...]
+    listed: AllowedAction
+    """How a resolution lists it when it is allowed."""
     floor: tuple[Rule, ...] | None = None
     """The baseline's allow policies, one of which must hold too; None when the baseline only restricts."""
 
@@ -209,7 +212,22 @@ def _compiled(
         limits=(*limits, *phase("budget")),
         allow=tuple(rule for rule in rules if rule.type == "allow" and (rule.is_enforced or not enforced)),
         scopes=phase("scope"),
+        listed=_listed(action),
         floor=tuple(rule for rule in below if rule.type == "allow") if floor_allows else None,
+    )
+
+
+def _listed(action: Action) -> AllowedAction:
+    return AllowedAction(
+        action_id=action.action_id,
+        name=action.name,
+        description=action.description,
+        parameters_schema=action.parameters_schema,
+        returns_schema=action.returns_schema,
+        risk_tier=action.risk_tier,
+        requires_confirmation=action.requires_confirmation,
+        idempotent=action.idempotent,
+        rate_limit=action.rate_limit,
     )
 
 

@@ -17,7 +17,6 @@ from cra_middleware.atlas.context import Selection, Wish, select
 from cra_middleware.atlas.loader import Atlas
 from cra_middleware.carp.messages import (
     DEFAULT_TTL_SECONDS,
-    AllowedAction,
     Constraint,
     ContextBlockMessage,
     DeniedAction,
@@ -104,7 +103,7 @@ def resolve(
             )
             for block in selection.blocks
         ),
-        allowed_actions=tuple(_allowed(item) for item in listed if item.verdict == "allow"),
+        allowed_actions=tuple(item.action.listed for item in listed if item.verdict == "allow"),
         denied_actions=tuple(
             DeniedAction(action_id=item.action.action.action_id, reason=item.reason, policy_id=item.policy_id)
             for item in listed
@@ -152,21 +151,6 @@ def _reason(kind: str, unknown: Sequence[str]) -> str | None:
         "deny": "All requested actions are denied by policy",
         "requires_approval": "Every requested action needs a person's approval, or is denied",
     }[kind]
-
-
-def _allowed(item: Standing) -> AllowedAction:
-    action = item.action.action
-    return AllowedAction(
-        action_id=action.action_id,
-        name=action.name,
-        description=action.description,
-        parameters_schema=action.parameters_schema,
-        returns_schema=action.returns_schema,
-        risk_tier=action.risk_tier,
-        requires_confirmation=action.requires_confirmation,
-        idempotent=action.idempotent,
-        rate_limit=action.rate_limit,
-    )
 
 
 def _constraints(standings: Sequence[Standing]) -> Iterator[Constraint]:
