@@ -1,6 +1,6 @@
 """One SQLite file that several processes of a machine share: opened, locked, and never half written.
 
-A connection belongs to one thread of one process: after a fork, and in another thread, it is made anew.
+Threads take turns on one connection; after a fork it is made anew.
 """
 
 from __future__ import annotations
@@ -37,35 +37,44 @@ class SqliteFile:
         self._version = version
         self._timeout = timeout_seconds
         self._error = error
-        self._local = threading.local()
+        self._lock = threading.RLock()
+        self._known: tuple[int, sqlite3.Connection] | None = None
         with self.transaction():
             pass
+
+    def close(self) -> None:
+        """Let go of the file; it is opened again when it is used again."""
+        with self._lock:
+            known, self._known = self._known, None
+            if known is not None and known[0] == os.getpid():
+                known[1].close()
 
     @contextmanager
     def transaction(self, *, writes: bool = True) -> Iterator[sqlite3.Connection]:
         """A connection inside a transaction: all of it is kept, or nothing."""
-        connection: sqlite3.Connection | None = None
+        with self._lock:
+            connection: sqlite3.Connection | None = None
+            try:
+                connection = self._connection()
+                connection.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
+                yield connection
+                connection.execute("COMMIT")
+            except sqlite3.Error as error:
+                raise self._error(self._sentence(error)) from error
+            finally:
+                if connection is not None and connection.in_transaction:
+                    self._roll_back(connection)
+
+    def _roll_back(self, connection: sqlite3.Connection) -> None:
         try:
-            connection = self._connection()
-            connection.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
-            yield connection
-            connection.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise self._error(self._sentence(error)) from error
-        finally:
-            if connection is not None and connection.in_transaction:
-                try:
-                    connection.execute("ROLLBACK")
-                except sqlite3.Error:  # a disk that is full or gone: the next open rolls back
-                    self._local.connection = None
+            connection.execute("ROLLBACK")
+        except sqlite3.Error:  # a disk that is full or gone: the next opening rolls back
+            self._known = None
 
     def _connection(self) -> sqlite3.Connection:
-        known: tuple[int, sqlite3.Connection] | None = getattr(self._local, "connection", None)
-        if known is not None and known[0] == os.getpid():
-            return known[1]
-        connection = self._open()
-        self._local.connection = (os.getpid(), connection)
-        return connection
+        if self._known is None or self._known[0] != os.getpid():
+            self._known = (os.getpid(), self._open())
+        return self._known[1]
 
     def _open(self) -> sqlite3.Connection:
         try:  # SQLite itself would make a file that others can read

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from contextlib import suppress
 
 from cra_middleware.carp.call import Shadow, ToolCall
 
@@ -25,4 +26,5 @@ class Loudspeaker:
         would = "be denied" if shadow.verdict == "deny" else "wait for a person"
         text = f"cra observes: {call.action_id} would {would}: {shadow.reason} [{shadow.code}]"
         # an action id may be a foreign tool's name: nothing in it may steer a terminal
-        print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), file=sys.stderr)
+        with suppress(OSError, ValueError):  # a stderr that is gone must not stop what is only observed
+            print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), file=sys.stderr)

@@ -14,12 +14,10 @@ from cra_middleware._clock import Clock, SystemClock
 from cra_middleware._ids import is_id, new_id
 from cra_middleware.admission import check_text, facts_of, identity_of
 from cra_middleware.answering import Approvals
-from cra_middleware.approval_store import MemoryApprovals
-from cra_middleware.approvals import ApprovalStore, Approver
+from cra_middleware.approvals import ApprovalError, ApprovalStore, Approver
 from cra_middleware.atlas.loader import Atlas
 from cra_middleware.atlas.manifest import RiskTier
 from cra_middleware.carp.call import Target, ToolCall
-from cra_middleware.carp.counters import MemoryCounters
 from cra_middleware.carp.explain import Explanation, explain
 from cra_middleware.carp.limits import CostFunctions
 from cra_middleware.carp.messages import Request, Resolution
@@ -27,7 +25,6 @@ from cra_middleware.carp.policy import Facts
 from cra_middleware.carp.quota import Counters
 from cra_middleware.carp.resolve import Options, TraceLevel
 from cra_middleware.carp.resolver import DefaultDecision, Resolver
-from cra_middleware.carp.sqlite_counters import SqliteCounters
 from cra_middleware.desk import Desk, Notify
 from cra_middleware.errors import AtlasError, ChainBroken, SinkError
 from cra_middleware.observing import Loudspeaker
@@ -35,7 +32,7 @@ from cra_middleware.open_sessions import OpenSessions
 from cra_middleware.policies import AtlasSource, InForce, Terms, begin_epoch, load_atlases
 from cra_middleware.session import POLICY_CHANGED, Session, current_session
 from cra_middleware.setting import Identity, Setting
-from cra_middleware.sqlite_approvals import SqliteApprovals
+from cra_middleware.stores import Stores
 from cra_middleware.telemetry import Telemetry
 from cra_middleware.trace.chain import RECOVERED
 from cra_middleware.trace.recovery import Reopened, reopen
@@ -121,13 +118,13 @@ class Runtime:
             redact=tuple(redact),
         )
         self._policies = InForce(begin_epoch(load_atlases(atlas), self._terms))
-        store = SqliteApprovals(approvals) if isinstance(approvals, (str, Path)) else approvals or MemoryApprovals()
-        self._approvals = Approvals(store, self._clock)
+        self._stores = Stores(approvals, counters)
+        self._approvals = Approvals(self._stores.approvals, self._clock)
         self._setting = Setting(
             policies=self._policies,
-            counters=_counters(counters),
+            counters=self._stores.counters,
             clock=self._clock,
-            desk=Desk(store, approver, notify),
+            desk=Desk(self._stores.approvals, approver, notify),
             observer=Telemetry(tracer_provider, lambda action_id: self._policies.epoch.risk_tier(action_id)),
             options=Options(level=trace_level, full=record == "full"),
             on_shadow=Loudspeaker() if self._terms.is_observing else None,
@@ -183,7 +180,10 @@ class Runtime:
             _logger.error("the new Atlas is not used, the old one stays in force: %s", error)
             raise
         self._policies.epoch = epoch
-        self._approvals.void(self._sessions.ids(), epoch.policy_digest)
+        try:
+            self._approvals.void(self._sessions.ids(), epoch.policy_digest)
+        except ApprovalError as error:  # they count no more all the same: the policies' digest is another
+            _logger.error("open questions could not be closed: %s", error)
 
     def explain(
         self,
@@ -325,6 +325,7 @@ class Runtime:
         """End the sessions this runtime opened, detach the kept ones (``end=True`` ends those too), close the sink."""
         self._sessions.close(end)
         self._sink.close()
+        self._stores.close()
 
     def __enter__(self) -> Runtime:
         return self
@@ -386,9 +387,3 @@ def _sink(trace: str | Path | Sink | None) -> Sink:
     if trace is None:
         return MemorySink()
     return JsonlSink(trace) if isinstance(trace, (str, Path)) else trace
-
-
-def _counters(counters: Counters | str | Path | None) -> Counters:
-    if counters is None:
-        return MemoryCounters()
-    return SqliteCounters(counters) if isinstance(counters, (str, Path)) else counters

@@ -32,6 +32,10 @@ class SqliteApprovals:
         """
         self._file = SqliteFile(path, _SCHEMA, 1, timeout_seconds, ApprovalError)
 
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
     def find(self, session_id: str, action_id: str, arguments_digest: str) -> Approval | None:
         found = self._select(
             "session_id = ? AND action_id = ? AND arguments_digest = ? "

@@ -24,7 +24,7 @@ FLOORS: list[set[str]] = [
     {"carp"},
     {"approvals", "observer", "policies"},
     {"approval_store", "sqlite_approvals", "answering", "approvers"},
-    {"interceptor", "observing"},
+    {"interceptor", "observing", "stores"},
     {"attempt"},
     {"desk"},
     {"setting"},

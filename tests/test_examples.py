@@ -51,6 +51,23 @@ def test_decorator_example(folder: Path) -> None:
     assert len((folder / "examples/01_decorator.py").read_text().splitlines()) <= 40
 
 
+def test_approvals_example(folder: Path) -> None:
+    """It waits, runs once, and waits again."""
+    done = run(folder, "examples/02_approvals.py")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["waits:", "250.00", "250.00", "251.00", "INTACT,"]
+
+
+def test_observe_example(folder: Path) -> None:
+    """What was seen is proposed, and what the edited Atlas would have denied is said."""
+    done = run(folder, "examples/03_observe.py")
+    assert done.returncode == 0, done.stderr
+    assert "  - allow: search.docs  # 2 calls by 1 agent" in done.stdout
+    assert "delete_page" in done.stdout
+    assert "1 of 3 calls would be decided otherwise" in done.stdout
+    assert "search_docs would be denied" in done.stderr
+
+
 @pytest.mark.parametrize(("flag", "refunded"), [("--approve", "250.00"), ("--reject", "0.00"), (None, "0.00")])
 def test_quickstart(folder: Path, flag: str | None, refunded: str) -> None:
     """In one run: allowed, denied, invalid, failing and approved calls, and a sealed trace that says so."""

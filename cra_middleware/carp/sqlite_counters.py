@@ -29,6 +29,10 @@ class SqliteCounters:
         self._file = SqliteFile(path, _SCHEMA, 1, timeout_seconds, CountersError)
         self._until_sweep = _SWEEP_EVERY
 
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
     def peek(self, limits: Sequence[Limit], now_us: int) -> Exhausted | None:
         with self._file.transaction(writes=False) as connection:
             return exhausted([(_read(connection, limit), limit) for limit in limits], now_us)
