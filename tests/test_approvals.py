@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 
-from cra_middleware import Answer, Atlas, Pending, Runtime, Session
+from cra_middleware import ActionDenied, Answer, Atlas, Pending, Runtime, Session, SessionEnded, call_flow
+from cra_middleware._canonical import canonical, digest
 from cra_middleware.approval_store import MemoryApprovals
-from cra_middleware.approvals import ApprovalError
+from cra_middleware.approvals import Approval, ApprovalError
 from cra_middleware.approvers import ApprovalQueue, NoTerminalError, describe_pending
 from cra_middleware.desk import MAX_PENDING
 from cra_middleware.errors import ApprovalRejected, ApprovalRequired, AuditUnavailable, CallRefused, RateLimitExceeded
+from cra_middleware.policies import begin_epoch
 from cra_middleware.testing import FailingSink, FrozenClock
 from tests.conftest import NOON, manifest, policies
 
@@ -44,7 +46,8 @@ def clock() -> FrozenClock:
 
 @pytest.fixture
 def runtime(clock: FrozenClock) -> Iterator[Runtime]:
-    with Runtime(Atlas.from_dict(manifest(policies=policies(ASK))), clock=clock) as made:
+    never = {"policy_id": "no", "type": "deny", "actions": ["*.delete"]}
+    with Runtime(Atlas.from_dict(manifest(policies=policies(ASK, never))), clock=clock) as made:
         yield made
 
 
@@ -103,6 +106,65 @@ def test_changed_policies_void_it(runtime: Runtime, session: Session) -> None:
         runtime.approvals.approve(second, by="ann")
     assert ask(session, 250) not in (first, second)
     assert RAN == []
+
+
+def test_policies_that_change_while_a_person_thinks(clock: FrozenClock) -> None:
+    """The yes was to other policies: the call is refused, and the question closed."""
+    made: list[Runtime] = []
+
+    def thinks(pending: Pending) -> bool:
+        made[0].reload(Atlas.from_dict(manifest(policies=policies(ASK), version="2.0.0")))
+        return True
+
+    with Runtime(Atlas.from_dict(manifest(policies=policies(ASK))), approver=thinks, clock=clock) as runtime:
+        made.append(runtime)
+        with pytest.raises(ApprovalRejected):
+            runtime.session("bot").call("refund.create", pay, 1)
+    assert RAN == []
+
+
+def test_policies_that_change_after_the_yes(clock: FrozenClock) -> None:
+    """Between the answer and its use, in another store's eyes still approved: it does not count."""
+    made: list[Runtime] = []
+
+    class Slow(MemoryApprovals):
+        def answer(self, approval_id: str, answer: Answer, now_us: int) -> Approval:
+            found = super().answer(approval_id, answer, now_us)
+            made[0]._policies.epoch = begin_epoch([Atlas.from_dict(manifest(version="2.0.0"))], made[0]._terms)
+            return found
+
+    atlas = Atlas.from_dict(manifest(policies=policies(ASK)))
+    with Runtime(atlas, approver=lambda pending: True, approvals=Slow(), clock=clock) as runtime:
+        made.append(runtime)
+        with pytest.raises(ApprovalRejected, match="policies changed") as refused:
+            runtime.session("bot").call("refund.create", pay, 1)
+    assert (refused.value.code, RAN) == ("approval_expired", [])
+
+
+def test_a_restart_with_other_policies(tmp_path: Path) -> None:
+    """What was approved before the restart was approved under other rules."""
+    places: dict[str, Any] = {"trace": tmp_path / "t", "approvals": tmp_path / "a.db"}
+    with Runtime(Atlas.from_dict(manifest(policies=policies(ASK))), **places) as first:
+        session = first.session("bot")
+        name = ask(session, 1)
+        first.approvals.approve(name, by="ann")
+        session.detach()
+    with Runtime(Atlas.from_dict(manifest(policies=policies(ASK), version="2.0.0")), **places) as second:
+        assert ask(second.resume(session.id), 1) != name
+    assert RAN == []
+
+
+def test_an_agent_in_a_loop_is_not_heard_for_ever(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After so many refusals the session takes no more calls, and its chain says why."""
+    monkeypatch.setattr(call_flow, "MAX_REFUSALS", 3)
+    for _ in range(3):
+        with pytest.raises(ActionDenied):
+            session.call("ticket.delete", lambda: None)
+    before = len(session.events)
+    with pytest.raises(SessionEnded, match="had 3 calls refused"):
+        session.call("ticket.get", lambda: None)
+    assert len(session.events) == before
+    assert session.events[-1].payload["error_code"] == "too_many_refusals"
 
 
 def test_it_expires(clock: FrozenClock) -> None:
@@ -211,6 +273,8 @@ def test_redacted_arguments_are_not_kept(tmp_path: Path) -> None:
     with Runtime(atlas, trace=tmp_path / "t", approvals=tmp_path / "a.db", approver=approver, record="full") as runtime:
         with runtime.session("bot") as session:
             session.call("refund.create", pay, 5, "4111-1111")
+            (requested,) = [event for event in session.events if event.event_type == "action.requested"]
+    assert requested.payload["parameters_hash"] != digest(canonical({"amount": 5, "note": "4111-1111"}))
     kept = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
     assert (seen, b"4111" in kept, b"cra:redacted:" in kept) == (["4111-1111"], False, True)
 

@@ -62,12 +62,8 @@ class Count:
         if limit.is_sliding and limit.window_us is not None:
             self._enter(at, amount)
             return
-        window = limit.window_us
-        if window is not None and self.start_us is not None:
-            if at >= self.start_us + window:
-                self.start_us, self.used = None, 0
-            elif at + window <= self.start_us:  # its own window was over before this one opened
-                return
+        if limit.window_us is not None and self.start_us is not None and at >= self.start_us + limit.window_us:
+            self.start_us, self.used = None, 0
         self.start_us = at if self.start_us is None else self.start_us
         self.used += amount
 

@@ -105,6 +105,20 @@ def test_only_text_is_a_line(value: object) -> None:
     assert LOOKS(value) is None
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (r'echo "a\b" "a\"b" "a\\b" "\$x"', ["echo", r"a\b", 'a"b', r"a\b", "$x"]),
+        (r"echo a\b \\ \' 'a\b'", ["echo", "ab", "\\", "'", r"a\b"]),
+        ("echo a'b'\"c\"d ''", ["echo", "abcd", ""]),
+    ],
+)
+def test_words_as_the_shell_takes_them(line: str, words: list[str]) -> None:
+    """Quotes and backslashes, inside and outside of each other."""
+    (command,) = read_commands(line) or [()]
+    assert [word.text for word in command] == words
+
+
 PARTS = st.sampled_from(["ls", "ls -l", "git status", "git log -3", "echo 'a;b'", 'echo "x y"'])
 SEPARATORS = st.sampled_from([" && ", " || ", "; ", " | ", "\n", " & ", ";", "&&"])
 

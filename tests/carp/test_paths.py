@@ -177,6 +177,19 @@ def test_globs_as_a_simple_reader_reads_them(pattern: list[str], path: list[str]
     assert answer is fits(pattern, path)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "path", "answer"),
+    [
+        ("/nowhere/**/a/**/b", "/nowhere/ab/a/b", True),
+        ("/nowhere/**/a/**/b", "/nowhere/ab/b", False),
+        ("/nowhere/**/a*/**", "/nowhere/x/ab", True),
+    ],
+)
+def test_a_part_is_a_whole_name(pattern: str, path: str, answer: bool) -> None:
+    """What begins alike is not taken for it."""
+    assert glob_test([pattern], None)(path) is answer
+
+
 def test_many_stars_and_a_long_path() -> None:
     """Nothing hangs."""
     test = glob_test(["/" + "/".join(["**", "a*a*a*a"] * 6)], None)

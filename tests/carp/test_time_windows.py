@@ -74,6 +74,8 @@ def test_as_a_person_reads_the_clock(parts: dict[str, Any], us: int) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(WINDOWS, MOMENTS.filter(lambda us: us > 0))
+@example({"start": "02:30", "end": "02:45", "timezone": "Europe/Berlin"}, parse_us("2026-10-25T02:50:00+02:00"))
+@example({"start": "02:30", "end": "03:30", "timezone": "Europe/Berlin"}, parse_us("2026-03-29T00:00:00+01:00"))
 def test_when_it_opens(parts: dict[str, Any], us: int) -> None:
     """The first open time: everything before is closed, and it is exact."""
     made = window(**parts)

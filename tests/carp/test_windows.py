@@ -81,7 +81,7 @@ def test_never_more_than_the_limit(capacity: int, sliding: bool, steps: list[tup
             elif start is None or at >= start + W:
                 start = at
                 committed.append((at, size))
-            elif at + W > start:
+            else:
                 committed.append((max(at, start), size))
 
 

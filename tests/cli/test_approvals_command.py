@@ -41,10 +41,15 @@ def pending(runtime: Runtime, session_id: str | None = None, amount: object = 25
 
 def on_terminal(*args: str, typed: str = "", stdin: bytes = b"") -> tuple[int, str]:
     """Run ``cra`` with a terminal of its own, on which ``typed`` is typed; its exit code, and what was shown there."""
+    return python_on_terminal("-m", "cra_middleware", *args, typed=typed, stdin=stdin)
+
+
+def python_on_terminal(*args: str, typed: str = "", stdin: bytes = b"") -> tuple[int, str]:
+    """The same for any Python program."""
     master, slave = pty.openpty()
     program = (
         "import os,sys,fcntl,termios; os.setsid(); fcntl.ioctl(int(sys.argv[1]), termios.TIOCSCTTY, 0); "
-        "os.execv(sys.executable, [sys.executable, '-m', 'cra_middleware', *sys.argv[2:]])"
+        "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program, str(slave), *args],
@@ -65,6 +70,28 @@ def on_terminal(*args: str, typed: str = "", stdin: bytes = b"") -> tuple[int, s
         pass
     os.close(master)
     return process.returncode, (out + shown).decode()
+
+
+ASK_ON_TERMINAL = """
+from cra_middleware import Pending
+from cra_middleware.approvers import ask_on_terminal
+answer = ask_on_terminal(Pending(
+    approval_id="a", session_id="s", agent_id="bot", action_id="a.b", tool_name="t",
+    arguments={"text": "x\\x1b[2J"}, policy_id="p", reason="Why.", approvers=("leads",),
+))
+print("ANSWER", answer.approved, answer.reason, answer.groups)
+"""
+
+
+@pytest.mark.parametrize(
+    ("typed", "answer"),
+    [("y\n", "True None ('leads',)"), ("n\nNot now\n", "False Not now ('leads',)"), ("\n\n", "False None ('leads',)")],
+)
+def test_the_terminal_as_an_approver(typed: str, answer: str) -> None:
+    """Asked where the person sits, whatever stdin holds; the arguments cannot steer the terminal."""
+    code, shown = python_on_terminal("-c", ASK_ON_TERMINAL, typed=typed, stdin=b"y\n")
+    assert (code, f"ANSWER {answer}" in shown) == (0, True), shown
+    assert "\x1b[2J" not in shown
 
 
 def test_list_and_show(cra: Cra, runtime: Runtime, store: Path) -> None:
