@@ -62,8 +62,6 @@ class Count:
         if limit.is_sliding and limit.window_us is not None:
             self._enter(at, amount)
             return
-        if limit.window_us is not None and self.start_us is not None and at >= self.start_us + limit.window_us:
-            self.start_us, self.used = None, 0
         self.start_us = at if self.start_us is None else self.start_us
         self.used += amount
 
