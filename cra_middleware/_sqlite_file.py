@@ -49,6 +49,10 @@ class SqliteFile:
             if known is not None and known[0] == os.getpid():
                 known[1].close()
 
+    def __del__(self) -> None:
+        if hasattr(self, "_known"):  # an opening that failed has nothing to let go of
+            self.close()
+
     @contextmanager
     def transaction(self, *, writes: bool = True) -> Iterator[sqlite3.Connection]:
         """A connection inside a transaction: all of it is kept, or nothing."""

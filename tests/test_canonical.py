@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -376,7 +378,7 @@ def test_deep_in_the_stack() -> None:
         value = [value]
     for leaf in (value, [value, b""]):
         with pytest.raises(UnrepresentableError, match="nested"):
-            at(700, leaf)
+            at(sys.getrecursionlimit() - len(inspect.stack()) - 100, leaf)
 
 
 def _released() -> memoryview:

@@ -8,6 +8,7 @@ that are written.
 
 from __future__ import annotations
 
+import errno
 import json
 import stat
 from collections.abc import Iterator, Mapping, Sequence
@@ -181,11 +182,21 @@ def path_problem(root: Path, name: str) -> str | None:
         target = (root / name).resolve()
         if not target.is_relative_to(root):
             return "the path leaves the Atlas's folder"
+        if _is_loop(target):
+            return "not a path that can be followed"
         if target.exists() and not target.is_file():
             return "not a plain file"
     except (OSError, RuntimeError):  # a name that is too long, a link to itself
         return "not a path that can be followed"
     return None
+
+
+def _is_loop(path: Path) -> bool:
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
 
 
 def _merge(raw: dict[str, JsonValue], key: str, root: Path, origins: Origins, findings: list[Finding]) -> None:

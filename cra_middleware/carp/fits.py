@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from enum import IntEnum
 
@@ -26,8 +27,18 @@ class Fit(IntEnum):
     """A keyword would be skipped, because the value is of another kind."""
 
 
-Check = Callable[[object, int], Fit]
-"""For one schema: a value, and how deep in the references it is."""
+@dataclass(slots=True)
+class Walk:
+    """How far one look at one value has come."""
+
+    depth: int = 0
+    """In references that are followed now."""
+    references: int = 0
+    """Followed so far. A schema that refers to itself in two branches doubles them with each level of the value."""
+
+
+Check = Callable[[object, Walk], Fit]
+"""For one schema and a value."""
 
 _FITS, _EXCLUDED, _UNKNOWN = Fit.FITS, Fit.EXCLUDED, Fit.UNKNOWN
 _NUMERIC = frozenset(("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "multipleOf"))
@@ -45,13 +56,14 @@ _OBJECT = frozenset(
     )
 )
 _MAX_DEPTH = 64
+_MAX_REFERENCES = 10_000
 
 
 def compile_fit(schema: Schema) -> Callable[[object], Fit]:
     """A test whether every keyword of ``schema`` that looks at a value is about values of its kind."""
     root: JsonValue = dict(schema)
     check = _compile(root, root, {})
-    return lambda value: check(value, 0)
+    return lambda value: check(value, Walk())
 
 
 def _compile(schema: JsonValue, root: JsonValue, refs: dict[str, Check]) -> Check:
@@ -83,7 +95,7 @@ def _compile(schema: JsonValue, root: JsonValue, refs: dict[str, Check]) -> Chec
     return _worst(checks)
 
 
-def _anything(value: object, depth: int) -> Fit:
+def _anything(value: object, walk: Walk) -> Fit:
     return _FITS
 
 
@@ -93,10 +105,10 @@ def _worst(checks: Sequence[Check]) -> Check:
     if len(checks) == 1:
         return checks[0]
 
-    def check(value: object, depth: int) -> Fit:
+    def check(value: object, walk: Walk) -> Fit:
         worst = _FITS
         for one in checks:
-            fit = one(value, depth)
+            fit = one(value, walk)
             if fit is _UNKNOWN:
                 return fit
             worst = fit if fit is _EXCLUDED else worst
@@ -116,7 +128,7 @@ def _own(schema: Mapping[str, JsonValue]) -> Iterator[Check]:
     if not (numeric or text or array or mapping or compares):
         return
 
-    def check(value: object, depth: int) -> Fit:
+    def check(value: object, walk: Walk) -> Fit:
         number = _is_number(value)
         if (numeric or compares) and isinstance(value, (float, Decimal)) and not math.isfinite(value):
             return _UNKNOWN
@@ -140,12 +152,16 @@ def _reference(ref: JsonValue, root: JsonValue, refs: dict[str, Check]) -> Itera
     if not isinstance(ref, str):
         return
 
-    def check(value: object, depth: int) -> Fit:
-        if depth > _MAX_DEPTH:
+    def check(value: object, walk: Walk) -> Fit:
+        if walk.depth > _MAX_DEPTH or walk.references > _MAX_REFERENCES:
             return _UNKNOWN
         if ref not in refs:  # only now, for a schema may refer to itself
             refs[ref] = _compile(resolve_ref(root, ref), root, refs)
-        return refs[ref](value, depth + 1)
+        walk.references += 1
+        walk.depth += 1
+        fit = refs[ref](value, walk)
+        walk.depth -= 1
+        return fit
 
     yield check
 
@@ -158,13 +174,13 @@ def _object(known: Mapping[str, Check], patterns: Mapping[str, Check], rest: Che
     if not named and others is _anything:
         return
 
-    def check(value: object, depth: int) -> Fit:
+    def check(value: object, walk: Walk) -> Fit:
         for key, item in value.items() if isinstance(value, Mapping) else ():
             one = named.get(key)
             if one is None:
-                if others(item, depth) is _UNKNOWN:
+                if others(item, walk) is _UNKNOWN:
                     return _UNKNOWN
-            elif one(item, depth) is _UNKNOWN or each(item, depth) is _UNKNOWN:
+            elif one(item, walk) is _UNKNOWN or each(item, walk) is _UNKNOWN:
                 return _UNKNOWN
         return _FITS
 
@@ -174,8 +190,8 @@ def _object(known: Mapping[str, Check], patterns: Mapping[str, Check], rest: Che
 def _dependent(schemas: Mapping[str, Check]) -> Iterator[Check]:
     for key, one in schemas.items():
 
-        def check(value: object, depth: int, key: str = key, one: Check = one) -> Fit:
-            return one(value, depth) if isinstance(value, Mapping) and key in value else _FITS
+        def check(value: object, walk: Walk, key: str = key, one: Check = one) -> Fit:
+            return one(value, walk) if isinstance(value, Mapping) and key in value else _FITS
 
         yield check
 
@@ -185,11 +201,11 @@ def _array(heads: Sequence[Check], tail: Check, contains: Check) -> Iterator[Che
         return
     first, rest = [_unsure(one) for one in heads], _unsure(tail)
 
-    def check(value: object, depth: int) -> Fit:
+    def check(value: object, walk: Walk) -> Fit:
         for index, item in enumerate(value) if isinstance(value, (list, tuple)) else ():
             # an item of another type is just not the one that `contains` looks for
-            if (first[index] if index < len(first) else rest)(item, depth) is _UNKNOWN or (
-                contains(item, depth) is _UNKNOWN
+            if (first[index] if index < len(first) else rest)(item, walk) is _UNKNOWN or (
+                contains(item, walk) is _UNKNOWN
             ):
                 return _UNKNOWN
         return _FITS
@@ -201,27 +217,27 @@ def _every(one: Check) -> Check:
     """Perhaps about every item, perhaps about none: any doubt is one."""
     unsure = _unsure(one)
 
-    def check(value: object, depth: int) -> Fit:
+    def check(value: object, walk: Walk) -> Fit:
         items: Sequence[object] = ()
         if isinstance(value, Mapping):
             items = tuple(value.values())
         elif isinstance(value, (list, tuple)):
             items = value
-        return max((unsure(item, depth) for item in items), default=_FITS)
+        return max((unsure(item, walk) for item in items), default=_FITS)
 
     return check
 
 
 def _unsure(one: Check) -> Check:
     """For a part of which nobody knows what its being false makes of the whole."""
-    return lambda value, depth: _FITS if one(value, depth) is _FITS else _UNKNOWN
+    return lambda value, walk: _FITS if one(value, walk) is _FITS else _UNKNOWN
 
 
 def _alternatives(branches: Sequence[Check]) -> Check:
     """Alternatives may be told apart by type, so one that fits is enough; but a doubtful one is a doubt."""
 
-    def check(value: object, depth: int) -> Fit:
-        fits = {one(value, depth) for one in branches}
+    def check(value: object, walk: Walk) -> Fit:
+        fits = {one(value, walk) for one in branches}
         return _FITS if _FITS in fits and _UNKNOWN not in fits else max(fits, default=_FITS)
 
     return check

@@ -356,3 +356,14 @@ def test_violations_are_short() -> None:
     )
     assert closed is not None
     assert len(closed) < 5000
+
+
+def test_references_that_double() -> None:
+    """A schema that refers to itself twice, and a value that is deep: nobody waits for 2^60 looks."""
+    twice = {"allOf": [{"properties": {"x": {"$ref": "#/$defs/a"}}}, {"properties": {"x": {"$ref": "#/$defs/a"}}}]}
+    schema = {"properties": {"x": {"$ref": "#/$defs/a"}}, "$defs": {"a": twice}}
+    assert ask(schema, x={"x": {"x": {}}}) is True
+    deep: dict[str, Any] = {}
+    for _ in range(60):
+        deep = {"x": deep}
+    assert ask(schema, x=deep) is None

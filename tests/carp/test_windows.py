@@ -229,7 +229,9 @@ def test_old_counts_are_swept(tmp_path: Path) -> None:
     counters = SqliteCounters(tmp_path / "c.db")
     for number in range(1100):
         counters.commit(take(counters, limit(1, key=str(number)), now=number * 100))
-    (rows,) = sqlite3.connect(tmp_path / "c.db").execute("SELECT count(*) FROM counts").fetchone()
+    looking = sqlite3.connect(tmp_path / "c.db")
+    (rows,) = looking.execute("SELECT count(*) FROM counts").fetchone()
+    looking.close()
     assert rows < 200
 
 
