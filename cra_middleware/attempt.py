@@ -116,7 +116,7 @@ class Attempt:
         """Note ``action.requested``."""
         call = self.call
         shown, hashed = call.text, call.digest
-        if self.epoch.redactor:
+        if self.epoch.redactor is not None:
             shown = self.epoch.redactor.redacted(call.action_id, call.text)
             hashed = hashed if shown is call.text else digest(shown)
         full = self.full and call.problem is None and len(shown) <= MAX_RECORDED_BYTES
@@ -199,7 +199,10 @@ class Attempt:
 
     def recorded_arguments(self) -> Mapping[str, object]:
         """The arguments, without what must not be kept."""
-        recorded: dict[str, object] = orjson.loads(self.epoch.redactor.redacted(self.call.action_id, self.call.text))
+        redactor, text = self.epoch.redactor, self.call.text
+        recorded: dict[str, object] = orjson.loads(
+            text if redactor is None else redactor.redacted(self.call.action_id, text)
+        )
         return MappingProxyType(recorded)
 
     def refusal(self, deny: Deny, approval_id: str | None) -> CallRefused:

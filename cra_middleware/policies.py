@@ -45,7 +45,8 @@ class Epoch:
     resolver: Resolver
     policy_digest: str
     """SHA-256 over the policies of every Atlas; recorded when a session starts."""
-    redactor: Redactor
+    redactor: Redactor | None
+    """None when nothing is hidden."""
 
     @property
     def atlases(self) -> tuple[Atlas, ...]:
@@ -114,7 +115,7 @@ def begin_epoch(atlases: Sequence[Atlas], terms: Terms) -> Epoch:
     everything = [*atlases, *((terms.baseline,) if terms.baseline is not None else ())]
     policy_digest = digest(canonical([atlas.policy_digest for atlas in everything]))
     named = [*terms.redact, *(name for atlas in everything for name in atlas.manifest.redact)]
-    return Epoch(resolver, policy_digest, Redactor(list(_redactions(named))))
+    return Epoch(resolver, policy_digest, Redactor(list(_redactions(named))) if named else None)
 
 
 def _redactions(named: Iterable[str]) -> Iterable[tuple[Matches, str]]:

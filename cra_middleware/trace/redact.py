@@ -25,9 +25,6 @@ class Redactor:
         self._patterns = tuple(patterns)
         self._salt = secrets.token_bytes(32)
 
-    def __bool__(self) -> bool:
-        return bool(self._patterns)
-
     def hidden(self, action_id: str) -> frozenset[str]:
         """The arguments of an action that are hidden."""
         return frozenset(name for matches, name in self._patterns if matches(action_id))

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from cra_middleware import Atlas
+from cra_middleware import Atlas, Runtime
 from cra_middleware.atlas.context import Selection, Wish, select
+from cra_middleware.atlas.loader import inspect
 from cra_middleware.atlas.manifest import Conditions, RiskTier
+from cra_middleware.testing import FrozenClock
 from tests.conftest import manifest
 
 LOREM = "x" * 40  # ten tokens
@@ -187,3 +189,27 @@ def test_packs_of_capabilities(required: tuple[str, ...], chosen: list[str], tmp
     packs = [pack(name, "k.md") for name in ("mine", "shared", "free")]
     atlas = load(tmp_path, {"k.md": "k"}, context_packs=packs, capabilities=capabilities)
     assert ids(choose(atlas, required=required)) == chosen
+
+
+@pytest.mark.filterwarnings("ignore::cra_middleware.policies.AtlasWarning")
+def test_one_text_and_timed_packs(tmp_path: Path) -> None:
+    """A session has the documents as blocks and as one text; a pack may be for the morning only, or for a session."""
+    (tmp_path / "early.md").write_text("Good morning.\n")
+    morning = {"time_window": {"start": "06:00", "end": "11:00"}}
+    packs = [
+        pack("early", "early.md", conditions=morning, priority=200),
+        pack("never", "early.md", conditions={"arguments": {"amount": 5}}),
+    ]
+    atlas, found = inspect(write_manifest(tmp_path, context_packs=packs, context_blocks=[block("tone")]))
+    assert atlas is not None
+    assert [item.code for item in found] == ["W010"]
+    for hour, text in (("10:59", "Good morning.\n\ntone"), ("11:00", "tone")):
+        clock = FrozenClock(f"2026-01-05T{hour}:00+00:00")
+        with Runtime(atlas, clock=clock) as runtime, runtime.session() as session:
+            assert session.context_text == text
+            assert session.context_text == "\n\n".join(item.content.strip() for item in session.context)
+
+
+def write_manifest(folder: Path, **parts: Any) -> Path:
+    (folder / "atlas.json").write_text(json.dumps(manifest(**parts)))
+    return folder
