@@ -1,6 +1,7 @@
 """One SQLite file that several processes of a machine share: opened, locked, and never half written.
 
-Threads take turns on one connection; after a fork it is made anew.
+Threads take turns on one connection. SQLite keeps what it has locked in the process's memory, where a fork would copy
+it and the kernel's locks would not follow: so every file is closed before a fork, and both sides open it again.
 """
 
 from __future__ import annotations
@@ -8,9 +9,13 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_files: weakref.WeakSet[SqliteFile] = weakref.WeakSet()
+_locked_for_fork: list[SqliteFile] = []
 
 
 class SqliteFile:
@@ -23,6 +28,8 @@ class SqliteFile:
         version: int,
         timeout_seconds: float,
         error: Callable[[str], Exception],
+        *,
+        survives_power_loss: bool,
     ) -> None:
         """Open or make the file.
 
@@ -31,23 +38,35 @@ class SqliteFile:
             version: of the tables, kept as ``user_version``.
             timeout_seconds: how long to wait for another writer.
             error: what is raised when the file cannot be used.
+            survives_power_loss: whether each transaction waits for the disk.
         """
         self._path = Path(path)
         self._schema = schema
         self._version = version
         self._timeout = timeout_seconds
         self._error = error
+        self._synchronous = "FULL" if survives_power_loss else "NORMAL"
         self._lock = threading.RLock()
-        self._known: tuple[int, sqlite3.Connection] | None = None
+        self._known: sqlite3.Connection | None = None
         with self.transaction():
             pass
+        _files.add(self)
 
     def close(self) -> None:
         """Let go of the file; it is opened again when it is used again."""
         with self._lock:
             known, self._known = self._known, None
-            if known is not None and known[0] == os.getpid():
-                known[1].close()
+            if known is not None:
+                known.close()
+
+    def hold(self) -> None:
+        """Close the file and keep everybody from opening it, until ``go_on``."""
+        self._lock.acquire()
+        self.close()
+
+    def go_on(self) -> None:
+        """After ``hold``."""
+        self._lock.release()
 
     def __del__(self) -> None:
         if hasattr(self, "_known"):  # an opening that failed has nothing to let go of
@@ -76,9 +95,9 @@ class SqliteFile:
             self._known = None
 
     def _connection(self) -> sqlite3.Connection:
-        if self._known is None or self._known[0] != os.getpid():
-            self._known = (os.getpid(), self._open())
-        return self._known[1]
+        if self._known is None:
+            self._known = self._open()
+        return self._known
 
     def _open(self) -> sqlite3.Connection:
         try:  # SQLite itself would make a file that others can read
@@ -88,7 +107,7 @@ class SqliteFile:
         connection = sqlite3.connect(self._path, timeout=self._timeout, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute(f"PRAGMA synchronous={self._synchronous}")
             (found,) = connection.execute("PRAGMA user_version").fetchone()
             if found == 0:
                 connection.execute("BEGIN IMMEDIATE")
@@ -118,3 +137,17 @@ class SqliteFile:
         if name.startswith("SQLITE_FULL"):
             return f"{self._path} cannot be written: the disk is full"
         return f"{self._path} cannot be used: {error}"
+
+
+def _before_fork() -> None:
+    for file in list(_files):
+        file.hold()
+        _locked_for_fork.append(file)
+
+
+def _after_fork() -> None:
+    while _locked_for_fork:
+        _locked_for_fork.pop().go_on()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

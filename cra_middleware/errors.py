@@ -17,6 +17,7 @@
         ├── ChainBroken          a trace does not verify
         └── SinkError            a sink did not keep an event
 
+Beside their stores stand ``ApprovalError`` (an answer that does not count) and ``CountersError``, both a ``CRAError``.
 Names end in ``Error`` except below ``CallRefused``, where the name is the answer an agent gets.
 An adapter that catches ``CallRefused`` misses no refusal.
 """

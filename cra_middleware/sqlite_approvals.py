@@ -30,7 +30,7 @@ class SqliteApprovals:
         Raises:
             ApprovalError: when it cannot be used.
         """
-        self._file = SqliteFile(path, _SCHEMA, 1, timeout_seconds, ApprovalError)
+        self._file = SqliteFile(path, _SCHEMA, 1, timeout_seconds, ApprovalError, survives_power_loss=True)
 
     def close(self) -> None:
         """Let go of the file."""

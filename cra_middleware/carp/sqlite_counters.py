@@ -18,7 +18,10 @@ _SWEEP_EVERY = 1000
 
 
 class SqliteCounters:
-    """As ``MemoryCounters``, in a file. A process that is killed while its tool runs has used its places up."""
+    """As ``MemoryCounters``, in a file on a local disk.
+
+    A process that is killed while its tool runs has used its places up; a power loss may forget the last calls.
+    """
 
     def __init__(self, path: str | Path, timeout_seconds: float = 5.0) -> None:
         """Open or make the file.
@@ -26,7 +29,7 @@ class SqliteCounters:
         Raises:
             CountersError: when it cannot be used.
         """
-        self._file = SqliteFile(path, _SCHEMA, 1, timeout_seconds, CountersError)
+        self._file = SqliteFile(path, _SCHEMA, 1, timeout_seconds, CountersError, survives_power_loss=False)
         self._until_sweep = _SWEEP_EVERY
 
     def close(self) -> None:

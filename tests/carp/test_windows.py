@@ -249,6 +249,25 @@ def test_the_file_is_for_its_owner(tmp_path: Path) -> None:
     assert counters.peek([limit(1)], 0) is not None
 
 
+def test_a_fork_takes_no_lock_along(tmp_path: Path) -> None:
+    """The child works while the parent closes and opens the file; both count in one file, and nobody hangs."""
+    counters = SqliteCounters(tmp_path / "c.db")
+    counters.commit(take(counters, limit(9)))
+    child = os.fork()
+    if child == 0:
+        try:
+            for _ in range(3):
+                counters.commit(take(counters, limit(9)))
+        finally:
+            os._exit(0)
+    for _ in range(3):
+        counters.commit(take(counters, limit(9)))
+        counters.close()
+    os.waitpid(child, 0)
+    taken = [counters.reserve([limit(9)], 0) for _ in range(3)]
+    assert [isinstance(one, Reservation) for one in taken] == [True, True, False]
+
+
 def _damage(path: Path) -> None:
     path.write_bytes(b"no database" * 1000)
 
