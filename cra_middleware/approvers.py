@@ -26,6 +26,8 @@ class NoTerminalError(RuntimeError):
 def ask_on_terminal(pending: Pending) -> Answer:
     """Ask on the process's terminal, never on stdin, which a program may have filled.
 
+    Whoever sits there is taken to speak for every group that the policy names.
+
     Raises:
         NoTerminalError: when there is none; the question stays open.
     """

@@ -147,8 +147,7 @@ def test_the_shell_reads_the_same_words(line: str) -> None:
     words = [word.text for word in commands[0]]
     if any(word.has_glob or word.text.startswith("~") or "~" in word.text for word in commands[0]):
         return
-    text = f"echo {line}".rstrip("\n&; \t")
-    program = "echo() { printf '%s\\0' echo \"$@\"; }\n" + text
+    program = "echo() { printf '%s\\0' echo \"$@\"; }\n" + f"echo {line}\nwait"
     done = subprocess.run([bash, "-f", "-c", program], capture_output=True, text=True, timeout=20)
     assert done.stdout.split("\0")[:-1] == words, (line, done.stderr)
 
