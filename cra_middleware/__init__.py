@@ -1,6 +1,6 @@
 """CRA Middleware: decide, run once, record. See README.md."""
 
-from cra_middleware.approvals import Answer, Pending
+from cra_middleware.approvals import Answer, ApprovalError, Pending
 from cra_middleware.atlas.loader import Atlas
 from cra_middleware.carp.call import Target, ToolCall
 from cra_middleware.decorators import governed
@@ -28,6 +28,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ActionDenied",
     "Answer",
+    "ApprovalError",
     "ApprovalRejected",
     "ApprovalRequired",
     "Atlas",

@@ -5,7 +5,7 @@ Pure: it takes no place in any limit, and nothing is recorded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from cra_middleware._clock import timestamp_text
@@ -17,7 +17,7 @@ from cra_middleware.carp.arguments import shown_value, tell_argument
 from cra_middleware.carp.call import Allow, Ask, Decision, Deny, ToolCall
 from cra_middleware.carp.matchers import schema_violation
 from cra_middleware.carp.policy import RANK, CompiledAction, Condition, Facts, Rule, Situation, evaluate
-from cra_middleware.carp.quota import Counters, Exhausted, Reservation
+from cra_middleware.carp.quota import Counters, Exhausted, Limit, Reservation
 from cra_middleware.carp.resolver import Resolver
 
 Phase = Literal["unknown action", "deny", "schema", "require_approval", "rate_limit", "budget", "allow", "default"]
@@ -59,16 +59,17 @@ class Explanation(NamedTuple):
     """What would make the call run, in one sentence; empty when it would."""
 
 
-class _Peeking:
+class _Looking:
     """Counters that are looked at and never changed."""
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
-        self.peek = counters.peek
 
-    def reserve(self, limits: tuple[object, ...], now_us: int) -> Reservation | Exhausted:
-        exhausted = self._counters.peek(limits, now_us)  # type: ignore[arg-type]
-        return exhausted if exhausted is not None else Reservation((), now_us, "")
+    def peek(self, limits: Sequence[Limit], now_us: int) -> Exhausted | None:
+        return self._counters.peek(limits, now_us)
+
+    def reserve(self, limits: Sequence[Limit], now_us: int) -> Reservation | Exhausted:
+        return self._counters.peek(limits, now_us) or Reservation((), now_us, "")
 
     def commit(self, reservation: Reservation) -> None:
         return None
@@ -82,7 +83,7 @@ class _Peeking:
 
 def explain(resolver: Resolver, call: ToolCall, facts: Facts, now_us: int, counters: Counters) -> Explanation:
     """Decide one call without taking anything, and say why."""
-    decision = resolver.decide(call, facts, now_us, _Peeking(counters))  # type: ignore[arg-type]
+    decision = resolver.decide(call, facts, now_us, _Looking(counters))
     action = resolver.actions.get(call.action_id)
     situation = Situation(facts, call.arguments, now_us)
     problem = call.problem

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import assert_type
 
 from cra_middleware import Answer, Pending, Runtime, Session, governed, verify
+from cra_middleware.approvals import State
 
 
 @governed("ticket.get")
@@ -42,6 +43,11 @@ async def use(session: Session) -> None:
     assert_type([number async for number in alisting(3)], list[int])
 
 
-runtime = Runtime("atlas", approver=approver)
+runtime = Runtime("atlas", approver=approver, approvals="a.db", counters="c.db", mode="observe", costs={"f": len})
+assert_type(runtime.approvals.approve("id", by="ann", groups=["leads"]).state, State)
+assert_type([item.pending.approval_id for item in runtime.approvals.list()], list[str])
+assert_type(runtime.explain("a.b", {"amount": 5}).would_change, str)
+assert_type(Runtime.observe(trace="t").session().context_text, str)
+runtime.reload(["one", "two"])
 assert_type(runtime.session().id, str)
 assert_type(verify("file").sessions[0].intact, bool)
