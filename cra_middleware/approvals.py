@@ -37,6 +37,8 @@ class Pending:
     expires_us: int = 0
     approvers: tuple[str, ...] = ()
     """Persons or groups who may answer; empty means anyone but the agent itself."""
+    also_needed: tuple[tuple[str, ...], ...] = ()
+    """Other policies that ask about the same call, each with its own: the answer has to satisfy all."""
     others_pending: int = 0
     """How many other questions of the session are open."""
 
@@ -147,8 +149,9 @@ def answered(approval: Approval | None, approval_id: str, answer: Answer, now_us
         raise ApprovalError("an answer needs the name of the person who gives it")
     if answer.by.strip().casefold() == pending.agent_id.strip().casefold():
         raise ApprovalError(f"{answer.by} asked, and may not answer itself")
-    if answer.approved and pending.approvers and not {answer.by, *answer.groups} & set(pending.approvers):
-        who = " or ".join(pending.approvers)
-        raise ApprovalError(f"policy {pending.policy_id} wants the yes of {who}, not of {answer.by}")
+    speaks_for = {answer.by, *answer.groups}
+    for wanted in (pending.approvers, *pending.also_needed) if answer.approved else ():
+        if wanted and speaks_for.isdisjoint(wanted):
+            raise ApprovalError(f"{pending.action_id} wants the yes of {' or '.join(wanted)}, not of {answer.by}")
     state: State = "approved" if answer.approved else "rejected"
     return replace(approval, state=state, by=answer.by, reason=answer.reason, decided_us=now_us)

@@ -37,7 +37,9 @@ def ask_on_terminal(pending: Pending) -> Answer:
         by = person()
         approved = terminal.ask(f"Approve, as {by}? [y/N]").lower() in ("y", "yes")
         reason = None if approved else terminal.ask("Why not? (the agent is told)") or None
-    return Answer(approved, by, reason, pending.approvers)
+    return Answer(
+        approved, by, reason, (*pending.approvers, *(name for names in pending.also_needed for name in names))
+    )
 
 
 class Terminal:
@@ -79,8 +81,9 @@ def describe_pending(pending: Pending) -> list[str]:
         f"  {pending.reason}  [policy {pending.policy_id}]",
     ]
     lines += [f"  {name}: {_shown(value)}" for name, value in pending.arguments.items()]
-    if pending.approvers:
-        lines.append(f"  to be answered by {' or '.join(pending.approvers)}")
+    for names in (pending.approvers, *pending.also_needed):
+        if names:
+            lines.append(f"  to be answered by {' or '.join(names)}")
     return lines
 
 

@@ -164,6 +164,7 @@ class Desk:
             requested_us=now_us,
             expires_us=now_us + (ask.expires_seconds or DEFAULT_EXPIRY_SECONDS) * _SECOND_US,
             approvers=ask.approvers,
+            also_needed=ask.also_needed,
         )
         return pending if self.store.add(pending, MAX_PENDING) else None
 

@@ -48,6 +48,7 @@ class SqliteApprovals:
         question = {name: getattr(pending, name) for name in _QUESTION}
         try:
             question |= {"arguments": json.loads(canonical(pending.arguments)), "approvers": list(pending.approvers)}
+            question["also_needed"] = [list(names) for names in pending.also_needed]
         except UnrepresentableError as error:
             raise ApprovalError(f"the arguments cannot be kept: {error}") from error
         row = (
@@ -132,6 +133,7 @@ def _approval(
             arguments_digest=arguments_digest,
             arguments=dict(asked["arguments"]),
             approvers=tuple(asked["approvers"]),
+            also_needed=tuple(tuple(names) for names in asked["also_needed"]),
             **{name: asked[name] for name in _QUESTION},
         )
     except (ValueError, TypeError, KeyError) as error:

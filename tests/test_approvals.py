@@ -317,6 +317,25 @@ def test_an_approver_that_may_not(clock: FrozenClock) -> None:
     assert RAN == []
 
 
+def test_every_policy_that_asks_is_satisfied(clock: FrozenClock, tmp_path: Path) -> None:
+    """Two policies ask, each for its own people: the yes of one group is not the yes of the other."""
+    leads = {**ASK, "policy_id": "leads", "parameters": {"approvers": ["leads"], "expires_seconds": 600}}
+    money = {**ASK, "policy_id": "money", "parameters": {"approvers": ["finance", "ann"], "expires_seconds": 60}}
+    atlas = Atlas.from_dict(manifest(policies=policies(leads, ASK, money)))
+    for store in (None, tmp_path / "a.db"):
+        with Runtime(atlas, clock=clock, approvals=store) as runtime:
+            session = runtime.session("bot")
+            name = ask(session, 1)
+            for groups in (["leads"], ["finance"]):
+                with pytest.raises(ApprovalError, match="wants the yes of"):
+                    runtime.approvals.approve(name, by="bob", groups=groups)
+            (waiting,) = runtime.approvals.list()
+            assert (waiting.pending.policy_id, waiting.pending.also_needed) == ("leads", (("finance", "ann"),))
+            assert waiting.pending.expires_us - waiting.pending.requested_us == 60_000_000
+            runtime.approvals.approve(name, by="ann", groups=["leads"])
+            assert session.call("refund.create", pay, 1) == "paid"
+
+
 def test_whoever_answers_first(clock: FrozenClock) -> None:
     """While the approver thinks, somebody else says yes: that counts."""
     store = MemoryApprovals()

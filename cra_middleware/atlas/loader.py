@@ -70,7 +70,8 @@ class Atlas:
     def policy_digest(self) -> str:
         """SHA-256 of everything a decision depends on: actions, capabilities, policies and tool maps, as read."""
         keys = {"atlas_id", "version", "actions", "capabilities", "policies", "adapters"}
-        read = self.manifest.model_dump(mode="json", include=keys)
+        # without what is not said, so that a word which a later version adds changes no digest
+        read = self.manifest.model_dump(mode="json", include=keys, exclude_none=True)
         # not canonical(): the keys of a schema may be regular expressions, which the safe profile has no text for
         return digest(json.dumps(read, sort_keys=True, separators=(",", ":")).encode())
 

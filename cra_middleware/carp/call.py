@@ -71,6 +71,8 @@ class Ask(NamedTuple):
     reason: str
     approvers: tuple[str, ...] = ()
     """Who may; empty means anyone but the agent itself."""
+    also_needed: tuple[tuple[str, ...], ...] = ()
+    """Who else's yes other policies want for the same call."""
     expires_seconds: int | None = None
     shadows: tuple[Shadow, ...] = ()
 

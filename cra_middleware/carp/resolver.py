@@ -145,7 +145,7 @@ class Resolver:
                     elif allowed_by is None:
                         return self._nothing_allows(action, situation, shadows)
                     else:
-                        return Ask(rule.policy_id, rule.reason, rule.approvers, rule.expires_seconds, shadows)
+                        return _asked([one for one in action.ask if one.is_enforced and one.holds(situation)], shadows)
         reservations: tuple[Reservation, ...] = ()
         if action.limits:
             denial, reservations, noted = self._within_limits(action, situation, counters, allowed_by is not None)
@@ -277,6 +277,14 @@ def _unknown(action_id: str) -> Deny:
 def _unwritable(call: ToolCall) -> Deny:
     reason = f"the arguments cannot be recorded: {call.problem}"
     return Deny("invalid_parameters", f"action:{call.action_id}", reason, None, "invalid_parameters")
+
+
+def _asked(rules: Sequence[Rule], shadows: tuple[Shadow, ...]) -> Ask:
+    """One question for all policies that ask: the first is named, and the answer has to satisfy each."""
+    first, *others = rules
+    needed = tuple(dict.fromkeys(rule.approvers for rule in others if rule.approvers))
+    expiries = [rule.expires_seconds for rule in rules if rule.expires_seconds is not None]
+    return Ask(first.policy_id, first.reason, first.approvers, needed, min(expiries, default=None), shadows)
 
 
 def _shadow(denial: Deny) -> Shadow:

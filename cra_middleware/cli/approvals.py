@@ -185,6 +185,7 @@ def _as_json(item: Approval) -> dict[str, object]:
         "policy_id": pending.policy_id,
         "reason": pending.reason,
         "approvers": list(pending.approvers),
+        "also_needed": [list(names) for names in pending.also_needed],
         "requested": _time(pending.requested_us),
         "expires": _time(pending.expires_us),
         "by": item.by,

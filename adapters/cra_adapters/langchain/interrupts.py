@@ -67,6 +67,7 @@ def _question(pending: Pending) -> dict[str, Any]:
         "policy_id": pending.policy_id,
         "reason": pending.reason,
         "approvers": list(pending.approvers),
+        "also_needed": [list(names) for names in pending.also_needed],
     }
 
 
