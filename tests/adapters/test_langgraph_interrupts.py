@@ -14,10 +14,11 @@ pytest.importorskip("langchain", reason="needs the langchain extra")
 from langchain.agents import create_agent
 from langchain_core.messages import AIMessage
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Command
 
-from cra_adapters.langchain import CRAMiddleware, govern_tools
-from cra_middleware import Atlas, Runtime, verify
+from cra_adapters.langchain import AskByInterrupt, CRAMiddleware, govern_tools
+from cra_middleware import Atlas, CallRefused, Runtime, governed, verify
 from tests.adapters.test_langchain import ATLAS, RAN, apay, lookup, model, node_graph, pay, run, tool_messages
 
 CONFIG = {"configurable": {"thread_id": "t"}}
@@ -198,3 +199,36 @@ def test_a_node_with_several_calls_wants_a_name(runtime: Runtime) -> None:
         assert question["approval_id"] in waiting.values()
         graph.invoke(Command(resume=True), CONFIG)
         assert RAN == []
+
+
+def test_an_approver_for_any_graph(tmp_path: Path) -> None:
+    """``Runtime(approver=AskByInterrupt())`` stops whatever graph a governed function runs in."""
+
+    @governed("refund.create")
+    def refund(amount: float) -> str:
+        RAN.append(("refund", amount))
+        return "paid"
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("pay", lambda state: {"messages": [AIMessage(refund(60))]})
+    graph.add_edge(START, "pay")
+    compiled = graph.compile(checkpointer=InMemorySaver())
+    with Runtime(Atlas.from_dict(ATLAS), approver=AskByInterrupt()) as runtime, runtime.session():
+        assert len(questions(compiled.invoke({"messages": []}, CONFIG))) == 1
+        assert RAN == []
+        compiled.invoke(Command(resume=True), CONFIG)
+        assert RAN == [("refund", 60)]
+        with pytest.raises(CallRefused, match="failed with RuntimeError"):
+            refund(70)  # outside of a graph nobody can be asked so
+
+
+def test_a_question_that_nobody_remembers(tmp_path: Path) -> None:
+    """After a restart without a store the value answers nothing, and nothing runs."""
+    saver = InMemorySaver()
+    first = Runtime(Atlas.from_dict(ATLAS), trace=tmp_path)
+    run(agent_of(first, [ASKED], saver=saver), "invoke", CONFIG)
+    first.close()
+    with Runtime(Atlas.from_dict(ATLAS), trace=tmp_path) as second:
+        state = run(agent_of(second, saver=saver), "invoke", CONFIG, Command(resume=True))
+    assert RAN == []
+    assert "another question" in str(tool_messages(state)[-1].content)

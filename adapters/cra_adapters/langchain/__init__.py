@@ -10,6 +10,11 @@ Which one to use:
 The first two decide inside the tool, on the arguments its body is about to get: coercion, defaults and injected
 values have happened, and a neighbour that retries or rewrites the call meets a decision each time.
 
+A call that needs a person stops the run where the runtime has no approver and the graph has a checkpointer, and goes
+on with ``Command(resume=True)``: for exactly that call, once (``AskByInterrupt``). Over a restart the questions have to
+be kept: ``Runtime(..., approvals="approvals.db")``. A tool that interrupts by itself after it was approved is asked
+about again when the run goes on.
+
 Holes that remain: a tool that calls another tool's function directly is not seen (govern that function with
 ``@governed``); tools a provider runs on its own servers never come by here. Another middleware is code of yours: one
 *before* ``CRAMiddleware`` may call ``request.tool`` by itself, one *after* it may run another tool object. A call that
@@ -18,7 +23,8 @@ such neighbours, pass ``govern_tools(tools, runtime)`` to ``create_agent`` too: 
 """
 
 from cra_adapters.langchain.callbacks import CRACallbackHandler
+from cra_adapters.langchain.interrupts import AskByInterrupt
 from cra_adapters.langchain.middleware import CRAMiddleware
 from cra_adapters.langchain.tools import GovernedTool, govern_tools
 
-__all__ = ["CRACallbackHandler", "CRAMiddleware", "GovernedTool", "govern_tools"]
+__all__ = ["AskByInterrupt", "CRACallbackHandler", "CRAMiddleware", "GovernedTool", "govern_tools"]
