@@ -263,20 +263,17 @@ class Session:
         self._children.append(child)
 
     def _resolved_at(self, now_us: int) -> Resolved:
-        resolved = self._resolved
-        if resolved is not None and self._counts(resolved, now_us):
+        """The resolution, renewed when it has expired or other policies are in force."""
+        resolved, policies = self._resolved, self._setting.policies
+        if resolved is not None and now_us < resolved.expires_us and resolved.epoch is policies.epoch:
             return resolved
         with self._lock:
             resolved = self._resolved
-            if resolved is None or not self._counts(resolved, now_us):
+            if resolved is None or now_us >= resolved.expires_us or resolved.epoch is not policies.epoch:
                 self.resolve()
                 resolved = self._resolved
             assert resolved is not None
             return resolved
-
-    def _counts(self, resolved: Resolved, now_us: int) -> bool:
-        """Whether it has not expired, and the policies are still those it was made under."""
-        return now_us < resolved.expires_us and resolved.epoch is self._setting.policies.epoch
 
     def _own_request(self) -> Request:
         facts, identity = self._identity.facts, self._identity

@@ -118,9 +118,8 @@ class ToolCall(NamedTuple):
         Raises:
             TypeError: when ``action_id`` or ``tool_name`` is no string.
         """
-        names: tuple[object, ...] = (action_id, tool_name, tool_call_id or "", agent_name or "")
-        if not all(isinstance(name, str) for name in names):  # frameworks are foreign code: types are wishes there
-            raise TypeError("an action id, a tool name and a call id are strings")
+        if not (type(action_id) is type(tool_name) is str and tool_call_id is agent_name is None):
+            _check_names(action_id, tool_name, tool_call_id or "", agent_name or "")
         for key, value in arguments.items():
             kind = type(value)
             if kind is str:
@@ -180,6 +179,12 @@ class Target(NamedTuple):
                 raise TypeError(f"two arguments of {tool_name} would have one name in {self.action_id}")
             arguments = renamed
         return ToolCall.freeze(self.action_id, tool_name, arguments, tool_call_id)
+
+
+def _check_names(*names: object) -> None:
+    """Frameworks are foreign code: types are wishes there."""
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError("an action id, a tool name and a call id are strings")
 
 
 def _why(error: Exception) -> str:
