@@ -20,7 +20,7 @@ from cra_middleware.approvals import Approver
 from cra_middleware.attempt import Attempt, LostOutcomeError, Running, class_words, has_claim, unavailable
 from cra_middleware.carp.call import Allow, Ask, Decision, Deny, ToolCall
 from cra_middleware.carp.quota import CountersError, Reservation
-from cra_middleware.desk import Granted, Refused
+from cra_middleware.desk import OTHERS_ARE_ASKED, Granted, Refused
 from cra_middleware.errors import AuditUnavailable, CallRefused, SessionEnded, SinkError
 from cra_middleware.interceptor import AskApproval, Closed, Flow, Raised, Returned, RunTool
 from cra_middleware.observer import Operation, Outcome
@@ -86,9 +86,13 @@ class CallPath:
         try:
             decision = self._decide(attempt, attempt.epoch, attempt.requested_us, approved=False)
             granted: Granted | None = None
+            if decision.shadows:
+                attempt.shadow(decision.shadows)
             if isinstance(decision, Ask):
+                noted = decision.shadows
                 granted = yield from self._ask(attempt, decision, approver)
                 decision = self._decide_approved(attempt, granted)
+                attempt.shadow([shadow for shadow in decision.shadows if shadow not in noted])
             if isinstance(decision, Allow) and call.live is not None:
                 decision = self._unchanged(attempt, decision)
             if isinstance(decision, Allow) and granted is not None:
@@ -183,17 +187,21 @@ class CallPath:
             _logger.exception("the policy decision failed; the call is denied")
             decision = Deny("policy_error", "default", f"the policies could not be evaluated ({type(error).__name__})")
         attempt.operation.decided(decision)
-        if decision.shadows and not approved:
-            attempt.shadow(decision.shadows)
         return decision
 
     def _decide_approved(self, attempt: Attempt, granted: Granted) -> Decision:
         """Decide again, as of now: a window must not be passed by waiting, nor a policy by changing it."""
-        epoch = self._setting.policies.epoch
+        epoch, now_us = self._setting.policies.epoch, self._writer.now_us()
+        why = "the policies changed"
         if epoch.policy_digest == attempt.epoch.policy_digest:
-            return self._decide(attempt, epoch, self._writer.now_us(), approved=True)
-        self._setting.desk.void(granted, "the policies changed")
-        deny = Deny("approval_expired", "default", "the policies changed while a person was asked; call again")
+            decision = self._decide(attempt, epoch, now_us, approved=False)
+            if not isinstance(decision, Ask):  # nobody needs to be asked any more
+                return decision
+            if granted.satisfies(decision):
+                return self._decide(attempt, epoch, now_us, approved=True)
+            why = OTHERS_ARE_ASKED
+        self._setting.desk.void(granted, why)
+        deny = Deny("approval_expired", "default", f"{why}, since a person was asked; call again")
         attempt.operation.decided(deny)
         return deny
 

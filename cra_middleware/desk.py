@@ -24,6 +24,7 @@ from cra_middleware.interceptor import AskApproval, Interrupted, Suspended, Unan
 from cra_middleware.policies import Epoch
 
 DEFAULT_EXPIRY_SECONDS = 86_400
+OTHERS_ARE_ASKED = "other people are asked by now"
 MAX_PENDING = 32
 """Questions that one session may have open at once."""
 
@@ -34,8 +35,17 @@ _SECOND_US = 1_000_000
 class Granted(NamedTuple):
     """A yes that has not been used yet."""
 
-    approval_id: str
+    pending: Pending
     by: str
+
+    @property
+    def approval_id(self) -> str:
+        """Which question it answers."""
+        return self.pending.approval_id
+
+    def satisfies(self, ask: Ask) -> bool:
+        """Whether everybody who is asked now was asked then: the time may have brought others in."""
+        return _covers(self.pending, ask)
 
 
 class Refused(NamedTuple):
@@ -79,11 +89,11 @@ class Desk:
             return Refused(_no(ask, reason), None)
         asked = self.approver or approver
         try:
-            known = self._known(attempt, epoch, now_us())
+            known = self._known(attempt, ask, epoch, now_us())
             if known is not None and known.state == "rejected" and asked is not None:
                 known = None  # whoever said no is there to be asked again
             if known is not None and known.state == "approved":
-                return Granted(known.pending.approval_id, known.by or "approver")
+                return Granted(known.pending, known.by or "approver")
             if known is not None and known.state == "rejected":
                 return _rejected(ask, known.pending.approval_id, known.by, known.reason)
             pending = known.pending if known is not None else self._opened(attempt, ask, epoch, now_us())
@@ -134,7 +144,7 @@ class Desk:
         except ApprovalError as error:
             _logger.error("approval %s could not be closed: %s", granted.approval_id, error)
 
-    def _known(self, attempt: Attempt, epoch: Epoch, now_us: int) -> Approval | None:
+    def _known(self, attempt: Attempt, ask: Ask, epoch: Epoch, now_us: int) -> Approval | None:
         """What became of the same question before, if it still counts."""
         call, subject = attempt.call, attempt.subject
         known = self.store.find(subject.session_id, call.action_id, call.digest)
@@ -145,6 +155,9 @@ class Desk:
             return None
         if now_us >= known.pending.expires_us:
             self.store.expire(known.pending.approval_id, "nobody answered in time")
+            return None
+        if not _covers(known.pending, ask):
+            self.store.expire(known.pending.approval_id, OTHERS_ARE_ASKED)
             return None
         return known
 
@@ -185,7 +198,7 @@ class Desk:
             late = now_us >= pending.expires_us
             return Refused(Deny("approval_expired" if late else "approval_rejected", ask.policy_id, str(error)), name)
         if current.state == "approved":
-            return Granted(name, current.by or "approver")
+            return Granted(current.pending, current.by or "approver")
         return _rejected(ask, name, current.by, current.reason)
 
     def _tell(self, pending: Pending) -> None:
@@ -204,6 +217,12 @@ def _notify(notify: Notify, pending: Pending) -> None:
             asyncio.run(wait())
     except Exception as error:  # noqa: BLE001  foreign code: a message that was not heard leaves the question open
         _logger.error("nobody was told of approval %s: %s", pending.approval_id, type(error).__name__)
+
+
+def _covers(pending: Pending, ask: Ask) -> bool:
+    """Whether a question was put to all whose yes ``ask`` wants."""
+    asked = {frozenset(names) for names in (pending.approvers, *pending.also_needed)}
+    return all(frozenset(names) in asked for names in (ask.approvers, *ask.also_needed) if names)
 
 
 def _rejected(ask: Ask, approval_id: str, by: str | None, reason: str | None) -> Refused:

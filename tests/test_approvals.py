@@ -336,6 +336,35 @@ def test_every_policy_that_asks_is_satisfied(clock: FrozenClock, tmp_path: Path)
             assert session.call("refund.create", pay, 1) == "paid"
 
 
+@pytest.mark.parametrize("waits", ["before the call is repeated", "while a person thinks"])
+def test_who_is_asked_may_change_with_the_hour(clock: FrozenClock, waits: str) -> None:
+    """From six o'clock on finance is asked too: a yes from before, without them, does not count any more."""
+    evening = {"time_window": {"start": "18:00"}}
+    late = {**ASK, "policy_id": "late", "conditions": evening, "parameters": {"approvers": ["finance"]}}
+    atlas = Atlas.from_dict(manifest(policies=policies(ASK, late)))
+    if waits == "while a person thinks":
+
+        def slow(pending: Pending) -> bool:
+            clock.advance(6 * 3600)
+            return True
+
+        with Runtime(atlas, clock=clock, approver=slow) as runtime:
+            with pytest.raises(ApprovalRejected, match="other people are asked by now") as refused:
+                runtime.session("bot").call("refund.create", pay, 1)
+            assert refused.value.code == "approval_expired"
+    else:
+        with Runtime(atlas, clock=clock) as runtime:
+            session = runtime.session("bot")
+            first = ask(session, 1)
+            runtime.approvals.approve(first, by="ann")
+            clock.advance(6 * 3600)
+            second = ask(session, 1)
+            assert second != first
+            runtime.approvals.approve(second, by="bob", groups=["finance"])
+            assert session.call("refund.create", pay, 1) == "paid"
+    assert RAN == ([] if waits == "while a person thinks" else [1])
+
+
 def test_whoever_answers_first(clock: FrozenClock) -> None:
     """While the approver thinks, somebody else says yes: that counts."""
     store = MemoryApprovals()

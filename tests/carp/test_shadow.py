@@ -89,6 +89,16 @@ def test_shadows_beside_a_denial_are_recorded_too() -> None:
         assert shadows(session) == ["try"]
 
 
+def test_shadows_of_an_approved_call_are_recorded_once() -> None:
+    """It is decided twice, before the question and after the answer; what only counts then is noted then."""
+    trial = {**shadow(DENY), "policy_id": "try"}
+    with Runtime(atlas(trial, ASK, shadow(RATE)), approver=lambda pending: True) as runtime:
+        with runtime.session() as session:
+            assert [pay(session), pay(session)] == ["ran", "ran"]
+            assert shadows(session) == ["try", "try", "rate"]
+            assert session.verify().intact
+
+
 def test_an_allow_in_the_shadow_grants_nothing() -> None:
     """And is warned about."""
     only = shadow({"policy_id": "yes", "type": "allow"})
