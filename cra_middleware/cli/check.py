@@ -204,7 +204,7 @@ def _print(told: Explanation, facts: Facts, resolver: Resolver) -> None:
             _print_seen(item)
     if known is not None:
         say()
-    _print_verdict(told.decision)
+    _print_verdict(told.decision, told.phase)
     if told.would_change:
         say(f"To change that: {told.would_change}.", indent=2)
     if isinstance(told.decision, Deny) and told.decision.code == "unknown_action":
@@ -224,16 +224,16 @@ def _print_seen(item: Seen) -> None:
         say((f"{one.name} {answer}: wants {one.wants}, saw {one.saw}", "dim"), indent=_INDENT + 2)
 
 
-def _print_verdict(decision: Decision) -> None:
+def _print_verdict(decision: Decision, phase: str) -> None:
     match decision:
         case Allow():
             by = f"by policy {decision.policy_id}" if decision.policy_id else "by default"
-            say(("ALLOWED", "bold green"), f"  {by}")
+            say(("ALLOWED", "bold green"), f"  {by}, in the phase {phase}")
         case Ask():
-            say(("APPROVAL REQUIRED", "bold yellow"), f"  policy {decision.policy_id}")
+            say(("APPROVAL REQUIRED", "bold yellow"), f"  policy {decision.policy_id}, in the phase {phase}")
             say(decision.reason, indent=2)
         case Deny():
-            say(("DENIED", "bold red"), f"  {decision.code}, policy {decision.policy_id}")
+            say(("DENIED", "bold red"), f"  {decision.code}, policy {decision.policy_id}, in the phase {phase}")
             say(decision.reason, indent=2)
             if decision.retry_after_seconds is not None:
                 say(f"Try again in {decision.retry_after_seconds:g} s.", indent=2)

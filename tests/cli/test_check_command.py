@@ -28,7 +28,7 @@ def test_an_allowed_call(cra: Cra, atlas: Path) -> None:
     """Exit 0, and the policy that allows."""
     ran = cra("check", atlas, "ticket.get")
     assert ran.code == 0
-    assert ran.stdout.endswith("\nALLOWED  by policy allow-all\n")
+    assert ran.stdout.endswith("\nALLOWED  by policy allow-all, in the phase allow\n")
 
 
 PLAIN = {"holds": True, "is_enforced": True, "conditions": []}
@@ -46,7 +46,7 @@ def test_a_denied_call_says_why(cra: Cra, atlas: Path) -> None:
         "  schema            the action has no schema",
         "  allow             allow-all applies: no conditions",
         "",
-        "DENIED  policy_denied, policy no-delete",
+        "DENIED  policy_denied, policy no-delete, in the phase deny",
         "  Never.",
         "  To change that: nothing the agent can do: the policy has no conditions.",
     ]
@@ -59,7 +59,7 @@ def test_a_call_that_a_person_must_approve(cra: Cra, atlas: Path) -> None:
     assert "  require_approval  ask-refund applies\n" in ran.stdout
     assert "parameters holds: wants amount > 100, saw amount = 250\n" in ran.stdout
     assert "To change that: a person has to say yes to exactly these arguments." in ran.stdout
-    assert "APPROVAL REQUIRED  policy ask-refund\n" in ran.stdout
+    assert "APPROVAL REQUIRED  policy ask-refund, in the phase require_approval\n" in ran.stdout
     below = cra("check", atlas, "refund.create", "--args", '{"amount": 50}')
     assert below.code == 0
     assert "  require_approval  ask-refund does not apply\n" in below.stdout
@@ -93,7 +93,7 @@ def test_an_unknown_action_is_denied_and_similar_ids_named(cra: Cra, atlas: Path
     """Exit 3, unknown_action, and what was perhaps meant."""
     ran = cra("check", atlas, "ticket.gte")
     assert ran.code == 3
-    assert "DENIED  unknown_action, policy default\n" in ran.stdout
+    assert "DENIED  unknown_action, policy default, in the phase unknown action\n" in ran.stdout
     assert "Did you mean ticket.get" in ran.stdout
     assert "Did you mean" not in cra("check", atlas, "zzz").stdout
     assert cra("check", atlas, "ticket.gte", "--format", "json").json["policies"] == []
@@ -105,7 +105,7 @@ def test_arguments_that_do_not_fit_the_schema(cra: Cra, write_atlas: Write) -> N
     ran = cra("check", path, "ticket.get", "--args", '{"idd": "T-1"}')
     assert ran.code == 3
     assert "  schema            the arguments do not fit the action's schema: " in ran.stdout
-    assert "DENIED  invalid_parameters, policy action:ticket.get\n" in ran.stdout
+    assert "DENIED  invalid_parameters, policy action:ticket.get, in the phase schema\n" in ran.stdout
     fits = cra("check", path, "ticket.get", "--args", '{"id": "T-1"}')
     assert fits.code == 0
     assert "  schema            the arguments fit\n" in fits.stdout
