@@ -70,7 +70,7 @@ class Ring:
     def create(self, session_id: str, /) -> Any:
         return self
 
-    def append(self, offset: int, data: bytes, /) -> None:
+    def append(self, offset: int, data: bytes, events: int, /) -> None:
         self.last = data
 
     def close(self) -> None:

@@ -176,7 +176,14 @@ class ChainBroken(TraceError):
 
 
 class SinkError(TraceError):
-    """A sink did not keep an event; nothing of it is in the log."""
+    """A sink did not keep an event; nothing of it is in the log.
+
+    ``is_transient`` says that the same write may go through a moment later (a full disk, a full queue).
+    """
 
     code = "io_error"
     http_status = 502
+
+    def __init__(self, message: str, *, is_transient: bool = False) -> None:
+        self.is_transient = is_transient
+        super().__init__(message)

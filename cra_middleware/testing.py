@@ -74,9 +74,21 @@ class _FailingLog:
         self._sink = sink
         self._inner = inner
 
-    def append(self, offset: int, data: bytes, /) -> None:
+    @property
+    def durable_events(self) -> int:
+        return self._inner.durable_events
+
+    @property
+    def noted_durable(self) -> int | None:
+        return self._inner.noted_durable
+
+    @property
+    def witnessed_events(self) -> int:
+        return self._inner.witnessed_events
+
+    def append(self, offset: int, data: bytes, events: int, /) -> None:
         self._sink._check()
-        self._inner.append(offset, data)
+        self._inner.append(offset, data, events)
 
     def lines(self) -> Iterator[bytes]:
         return self._inner.lines()

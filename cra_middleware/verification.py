@@ -11,7 +11,7 @@ from cra_middleware.errors import SinkError
 from cra_middleware.trace.chain import Verdict, verify_lines
 from cra_middleware.trace.event import Event
 from cra_middleware.trace.profiles import MalformedError, Profile, choose, read
-from cra_middleware.trace.sinks.jsonl import SUFFIX, read_lines
+from cra_middleware.trace.sinks.segments import SUFFIX, read_lines
 
 
 @dataclass(frozen=True, slots=True)

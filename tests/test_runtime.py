@@ -619,7 +619,7 @@ def test_an_end_that_cannot_be_written_lets_go(tmp_path: Path) -> None:
             session = runtime.session()
             append = session._log.append
 
-            def fails(offset: int, data: bytes, /, failure: BaseException = failure) -> None:
+            def fails(offset: int, data: bytes, events: int, /, failure: BaseException = failure) -> None:
                 raise failure
 
             session._log.append = fails  # type: ignore[method-assign]

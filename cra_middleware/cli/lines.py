@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cra_middleware.trace.chain import Problem, Verdict
 from cra_middleware.trace.profiles import MAX_LINE_BYTES, MalformedError, read
-from cra_middleware.trace.sinks.jsonl import read_lines
+from cra_middleware.trace.sinks.segments import read_lines
 from cra_middleware.verification import FileReport
 
 _EXCERPT = 120

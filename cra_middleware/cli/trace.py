@@ -16,7 +16,7 @@ from cra_middleware.cli.timeline import Timeline
 from cra_middleware.cli.trace_files import trace_files, try_verify
 from cra_middleware.errors import SinkError
 from cra_middleware.trace.chain import Verdict
-from cra_middleware.trace.sinks.jsonl import SUFFIX
+from cra_middleware.trace.sinks.segments import SUFFIX
 from cra_middleware.verification import FileReport
 
 app = typer.Typer(no_args_is_help=True, help="Verify the record of sessions, or read it as a person.")

@@ -10,7 +10,7 @@ from pathlib import Path
 from cra_middleware.cli.output import complain, stop
 from cra_middleware.errors import SinkError
 from cra_middleware.trace.event import Event
-from cra_middleware.trace.sinks.jsonl import SUFFIX
+from cra_middleware.trace.sinks.segments import SUFFIX
 from cra_middleware.verification import FileReport, read_events, verify
 
 LARGE_BYTES = 8 * 1024 * 1024

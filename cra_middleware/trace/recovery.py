@@ -1,9 +1,10 @@
 """Going on with a chain that an earlier process began.
 
-The file is verified again, forward from its first event. A torn tail (a last line that was cut short, or
-bytes that were never an event) is moved to a quarantine and its size and SHA-256 are recorded as the next
-event. Anything else that is wrong is not ours to mend: an event that was complete and does not verify, or
-damage with whole events behind it, was changed by someone, and the session is refused.
+The log is verified again, forward from its first event, and cut at the first place that is damaged: what lies
+behind it is moved to a quarantine, and its size and SHA-256 are recorded as the next event. A crash damages only
+what had not reached the disk. So damage before that place is not ours to mend, and an event that is complete and
+does not verify never is: somebody changed it, and the session is refused. Where nobody noted what had reached the
+disk, whole events behind the damage count as proof that it had.
 """
 
 from __future__ import annotations
@@ -40,18 +41,20 @@ def reopen(log: SessionLog, session_id: str) -> Reopened:
         SinkError: when the log cannot be read, or its tail cannot be moved.
     """
     chain = Verifier("cra", session_id)
+    durable = log.noted_durable
     offset, actions = 0, 0
     first: Event | None = None
     request: Event | None = None
     problem: Problem | None = None
     for line in log.lines():
         if problem is not None:
-            _refuse_events_behind(line, problem, session_id)
+            if durable is None:
+                _refuse_events_behind(line, problem, session_id)
             continue
         outcome = chain.add(line[:-1]) if line.endswith(b"\n") else chain.fail("truncated", "torn")
         if isinstance(outcome, Problem):
             problem = outcome
-            _refuse_complete(line, problem, session_id)
+            _refuse_changed(line, problem, session_id, durable)
             continue
         offset += len(line)
         first = first or outcome
@@ -63,13 +66,18 @@ def reopen(log: SessionLog, session_id: str) -> Reopened:
         raise ChainBroken(f"session {session_id} has no whole event; start a new session")
     if last.event_type == "session.ended":
         raise ChainBroken(f"session {session_id} was ended; nothing may follow. Start a new session")
+    if durable is not None and last.sequence + 1 < durable:
+        raise ChainBroken(
+            f"session {session_id} ends with event {last.sequence}, and {durable} events had reached the disk: its end "
+            "was removed. It is left as it is; look at it with `cra trace verify`"
+        )
     torn = log.set_aside(offset)
     end = Position(last.sequence + 1, offset, last.event_hash, parse_us(last.timestamp))
     return Reopened(first, request, actions, end, torn if torn.size else None)
 
 
-def _refuse_complete(line: bytes, problem: Problem, session_id: str) -> None:
-    if _is_event(line):
+def _refuse_changed(line: bytes, problem: Problem, session_id: str, durable: int | None) -> None:
+    if _is_event(line) or (durable is not None and problem.sequence < durable):
         raise ChainBroken(
             f"session {session_id} was changed at event {problem.sequence}: {problem.message}. "
             "It is left as it is; look at it with `cra trace verify`"

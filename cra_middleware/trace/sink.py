@@ -1,7 +1,8 @@
 """Where events go: the contract of a sink, in words.
 
 A ``Sink`` keeps an event or raises ``SinkError``; there is no third outcome. An observer (telemetry) may drop
-what it likes, and never raises into a call.
+what it likes, and never raises into a call. *Kept* means that the event survives the death of this process (a
+``BufferedSink`` says what it promises instead); *durable*, that it survives the death of the machine.
 """
 
 from __future__ import annotations
@@ -20,14 +21,33 @@ class Torn(NamedTuple):
 class SessionLog(Protocol):
     """One session's lines. One writer at a time; the caller holds a lock around ``append``."""
 
-    def append(self, offset: int, data: bytes, /) -> None:
+    @property
+    def durable_events(self) -> int:
+        """How many events, from the first, survive the death of the machine."""
+        ...
+
+    @property
+    def noted_durable(self) -> int | None:
+        """How many events were known to be durable when the log was opened; None when nobody noted it.
+
+        What is damaged among them was damaged by somebody: a crash can spoil only what comes behind.
+        """
+        ...
+
+    @property
+    def witnessed_events(self) -> int:
+        """How many events, from the first, a copy elsewhere has confirmed; 0 where there is no copy."""
+        ...
+
+    def append(self, offset: int, data: bytes, events: int, /) -> None:
         """Keep ``data`` (whole lines) at byte ``offset``, the end of what the caller knows to be kept.
 
         Bytes beyond ``offset`` are left over from a write whose outcome the caller never learned; they are
-        dropped first. When this returns, the data survives the death of this process.
+        dropped first. ``events`` is how many events the log holds once ``data`` is kept. Never waits for the disk.
 
         Raises:
-            SinkError: when it was not kept. Then nothing of it is in the log.
+            SinkError: when it was not kept. Then nothing of it is in the log. ``is_transient`` says whether the
+                same write may go through a moment later.
         """
         ...
 
@@ -47,7 +67,7 @@ class SessionLog(Protocol):
         ...
 
     def flush(self) -> None:
-        """Wait until everything appended is durable.
+        """Wait until everything appended so far is durable. Any thread may call it, and they share one wait.
 
         Raises:
             SinkError: when the storage says that it is not.
@@ -83,5 +103,55 @@ class Sink(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Make everything durable and let go of it."""
+        ...
+
+
+class Query(NamedTuple):
+    """Which events of a session; all of them by default."""
+
+    event_type: str | None = None
+    since_sequence: int = 0
+    """The first sequence that counts."""
+    last: int | None = None
+    """Only so many, from the end."""
+
+
+class Health(NamedTuple):
+    """Whether a store can be used."""
+
+    ok: bool
+    detail: str
+    """A sentence for a person."""
+
+
+class TraceStore(Sink, Protocol):
+    """A sink that can be asked about what it holds, without being anybody's writer."""
+
+    def lines(self, session_id: str, /) -> Iterator[bytes]:
+        """Every line of a session as it stands there, with its newline.
+
+        Raises:
+            SinkError: when there is no such session, or it cannot be read.
+        """
+        ...
+
+    def find(self, session_id: str, query: Query, /) -> Iterator[bytes]:
+        """The lines that ``query`` asks for, in their order.
+
+        Raises:
+            SinkError: as ``lines``.
+        """
+        ...
+
+    def count(self, session_id: str, /) -> int:
+        """How many events it holds of a session; 0 when it does not know it.
+
+        Raises:
+            SinkError: when it cannot be read.
+        """
+        ...
+
+    def health(self) -> Health:
+        """Whether events can be kept there now; never raises."""
         ...

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from cra_middleware._clock import Clock, timestamp_text, writable_us
@@ -109,12 +110,20 @@ class ChainWriter:
             self._holder = me
             try:
                 return self._keep(entries)
-            except BaseException:  # an interrupt, too, must not lose what has happened
-                if owe and self._end is before:
-                    self._owed.extend(entries)
+            except BaseException as error:  # an interrupt, too, must not lose what has happened
+                if self._end is before:
+                    if owe:
+                        self._owed.extend(entries)
+                    if not isinstance(error, SinkError):
+                        self._take_back(before)
                 raise
             finally:
                 self._holder = 0
+
+    def _take_back(self, end: Position) -> None:
+        """After an interrupt the log may hold what we do not know of; nobody may count it as durable."""
+        with suppress(SinkError):  # then the log is failed, and counts nothing any more
+            self._log.append(end.offset, b"", end.sequence)
 
     def _keep(self, entries: Sequence[Entry]) -> Sequence[Sealed]:
         if self._paid:
@@ -147,7 +156,7 @@ class ChainWriter:
         data = "".join(lines).encode()
         if len(data) > MAX_LINE_BYTES and any(len(line.encode()) > MAX_LINE_BYTES for line in lines):
             raise SinkError(f"an event is longer than {MAX_LINE_BYTES} bytes, which no reader takes")
-        self._log.append(offset, data)
+        self._log.append(offset, data, sequence)
         # One statement, so that no interrupt comes between: what is kept must not be owed any more.
         self._end, self._paid = Position(sequence, offset + len(data), head, batch[-1].timestamp_us), owed
         if owed:

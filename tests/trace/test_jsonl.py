@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import resource
 import signal
@@ -25,12 +24,13 @@ from cra_middleware import Atlas, Runtime, verify
 from cra_middleware._ids import new_id
 from cra_middleware.errors import AuditUnavailable, SinkError
 from cra_middleware.testing import FailingSink
+from cra_middleware.trace.chain import verify_lines
 from cra_middleware.trace.payloads import render
 from cra_middleware.trace.sink import Sink
-from cra_middleware.trace.sinks import jsonl
 from cra_middleware.trace.sinks.jsonl import JsonlSink
 from cra_middleware.trace.sinks.memory import MemorySink
 from cra_middleware.trace.sinks.null import NullSink
+from cra_middleware.trace.sinks.segments import read_lines
 from cra_middleware.trace.writer import Entry
 from tests.conftest import manifest
 from tests.trace.forge import lines_of, parse
@@ -345,46 +345,57 @@ def test_symbolic_links(tmp_path: Path, exists: bool) -> None:
     assert (target.read_bytes() if target.exists() else None) == (b"precious" if exists else None)
 
 
+def _no_sync(fd: int) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize("durable", [True, False])
 def test_a_failed_sync(
-    tmp_path: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, durable: bool
 ) -> None:
-    """Once the storage failed to make a log durable, that log takes nothing more; others do, and it can be resumed."""
+    """After a failed sync calls are refused until the session has a new file, from the last durable event on."""
     session = runtime.session()
-    failed = threading.Event()
-
-    def fdatasync(fd: int) -> None:
-        failed.set()
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    with monkeypatch.context() as patch, caplog.at_level(logging.ERROR):
-        patch.setattr(os, "fdatasync", fdatasync)
-        runtime._sink._syncer.add(session._log)
-        assert failed.wait(5)
-        with session._log._guard:  # the background is done with it
-            pass
-    for _ in range(2):
-        with pytest.raises(AuditUnavailable, match="not durable any more"):
-            session.call("ticket.get", lambda: pytest.fail("ran"))
+    path = file_of(tmp_path, session.id)
+    if durable:
+        session._log.flush()
+    before = session._log.durable_events
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", _no_sync)
+        session.call("ticket.get", lambda: None)
+        with pytest.raises(SinkError, match="new file cannot be opened"):
+            session._log.flush()
+        for _ in range(2):
+            with pytest.raises(AuditUnavailable, match="not durable any more"):
+                session.call("ticket.get", lambda: pytest.fail("ran"))
+    session._log.flush()
+    assert session._log.durable_events == session._writer.end.sequence > before
+    session.call("ticket.get", lambda: None)
+    assert session.verify().intact
     session.end()
-    assert "ends unsealed" in caplog.text
-    with runtime.session() as other:
-        other.call("ticket.get", lambda: None)
-    assert ends_well(file_of(tmp_path, other.id))
-    finish(tmp_path, session.id)
-    assert ends_well(file_of(tmp_path, session.id))
+    files = sorted(item.name for item in tmp_path.iterdir())
+    if durable:
+        assert files == sorted([path.name, path.name.replace(".trace", f".{before}.trace")])
+        assert lines_of(path) == list(JsonlSink(tmp_path).lines(session.id))[:before]
+    else:
+        assert files == [path.name, f"{path.name}.0.torn"]
+    assert "goes on in" in caplog.text
+    assert verify_lines(JsonlSink(tmp_path).lines(session.id), session.id)[0].sealed
 
 
 def test_a_sync_that_fails_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A log whose last sync fails says so, and is let go of all the same."""
-    sink = JsonlSink(tmp_path, sync_interval_seconds=0)
+    sink = JsonlSink(tmp_path, sync_interval_seconds=60)
     log = sink.create(ID)
+    log.append(0, b"one\n", 1)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fdatasync", _no_space)
         with pytest.raises(SinkError):
             log.close()
     log.close()
-    sink.reopen(ID).close()
-    sink.close()
+    again = sink.reopen(ID)
+    assert again.noted_durable == 0
+    assert list(again.lines()) == [b"one\n"]
+    again.close()
 
 
 def _no_space(*_: object) -> int:
@@ -392,14 +403,18 @@ def _no_space(*_: object) -> int:
 
 
 def test_a_folder_that_cannot_be_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new file whose name may not survive is not begun, and its lock is not kept."""
-    sink = JsonlSink(tmp_path)
+    """Events of a new file whose name may not survive are not called durable."""
+    log = JsonlSink(tmp_path, sync_interval_seconds=60).create(ID)
+    log.append(0, b"one\n", 1)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", _no_space)
-        with pytest.raises(SinkError, match="cannot be made durable"):
-            sink.create(ID)
-    sink.reopen(ID).close()
-    sink.close()
+        with pytest.raises(SinkError, match="No space"):
+            log.flush()
+    assert log.durable_events == 0
+    log.flush()
+    assert log.durable_events == 1
+    assert list(log.lines()) == [b"one\n"]
+    log.close()
 
 
 def test_durable_in_the_background(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -414,11 +429,11 @@ def test_durable_in_the_background(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(os, "fdatasync", fdatasync)
     sink = JsonlSink(tmp_path, sync_interval_seconds=0)
     logs = [sink.create(new_id()) for _ in range(5)]
-    for _ in range(3):
-        synced.update({log._fd: threading.Event() for log in logs})
+    for events in (1, 2, 3):
+        synced.update({log._file.fd: threading.Event() for log in logs})
         for log in logs:
-            log.append(log._end, b"line\n")
-        assert all(synced[log._fd].wait(5) for log in logs)
+            log.append(log._end, b"line\n", events)
+        assert all(synced[log._file.fd].wait(5) for log in logs)
     for log in logs:
         log.close()
     sink.close()
@@ -533,7 +548,7 @@ def test_an_interrupt_anywhere(tmp_path: Path) -> None:
             session = runtime.session()
             payload = render({"error_code": "owed", "message": "from a finaliser"})
             session._writer.owe(Entry(session._identity.span_id, None, "error.occurred", payload, 1))
-            with interrupt(step, "trace/writer.py", "trace/sinks/jsonl.py") as left:
+            with interrupt(step, "trace/writer.py", "trace/sinks/jsonl_log.py") as left:
                 session.call("ticket.get", lambda: None)
             session._writer.owe(Entry(session._identity.span_id, None, "error.occurred", payload, 2))
             session.call("ticket.list", lambda: None)
@@ -558,12 +573,12 @@ def test_an_interrupt_in_append(tmp_path: Path, then: str) -> None:
     while left[0] <= 0:
         step += 1
         log = sink.create(session_id := new_id())
-        log.append(0, b"first\n")
-        with interrupt(step, "trace/sinks/jsonl.py") as left:
-            log.append(6, b"a long line\n")
+        log.append(0, b"first\n", 1)
+        with interrupt(step, "trace/sinks/jsonl_log.py") as left:
+            log.append(6, b"a long line\n", 2)
         kept = log._end > 6  # only when the interrupt came behind the last step, or not at all
         if then == "append":
-            log.append(6, b"x\n")
+            log.append(6, b"x\n", 2)
         log.close()
         whole = b"first\nx\n" if then == "append" else b"first\na long line\n" if kept else b"first\n"
         assert file_of(tmp_path, session_id).read_bytes() == whole, step
@@ -613,17 +628,17 @@ def test_the_contract_of_a_sink(tmp_path: Path, name: str) -> None:
     with pytest.raises(SinkError):
         sink.reopen(ID)
     assert list(log.lines()) == []
-    log.append(0, b"one\n")
-    log.append(4, b"two\nthree\n")
+    log.append(0, b"one\n", 1)
+    log.append(4, b"two\nthree\n", 3)
     assert list(log.lines()) == [b"one\n", b"two\n", b"three\n"]
-    log.append(4, b"2\n")
+    log.append(4, b"2\n", 2)
     assert list(log.lines()) == [b"one\n", b"2\n"]
-    log.append(6, b"torn\x85 line\x00")
+    log.append(6, b"torn\x85 line\x00", 2)
     log.flush()
     log.close()
     log.close()
     with pytest.raises(SinkError):
-        log.append(6, b"late\n")
+        log.append(6, b"late\n", 3)
     assert sink.session_ids() == [ID]
 
     again = sink.reopen(ID)
@@ -633,7 +648,7 @@ def test_the_contract_of_a_sink(tmp_path: Path, name: str) -> None:
     assert torn.size == 11
     assert again.set_aside(6) == torn  # nothing was appended there: it is still to be recorded
     assert list(again.lines()) == [b"one\n", b"2\n"]
-    again.append(6, b"four\n")
+    again.append(6, b"four\n", 3)
     assert again.set_aside(11).size == 0
     again.close()
     assert list(again.lines()) == [b"one\n", b"2\n", b"four\n"]
@@ -668,9 +683,9 @@ def test_an_interrupt_in_memory() -> None:
 
     log._chunks = Late()
     with pytest.raises(KeyboardInterrupt):
-        log.append(0, b"one\n")
+        log.append(0, b"one\n", 1)
     log._chunks = list(log._chunks)
-    log.append(0, b"one\n")
+    log.append(0, b"one\n", 1)
     assert list(log.lines()) == [b"one\n"]
 
 
@@ -681,4 +696,4 @@ def test_reading_while_it_is_written(tmp_path: Path, runtime: Runtime) -> None:
     for _ in range(20):
         session.call("ticket.get", lambda: None)
         assert verify(path).intact
-    assert sum(len(line) for line in jsonl.read_lines(path)) == path.stat().st_size
+    assert sum(len(line) for line in read_lines(path)) == path.stat().st_size

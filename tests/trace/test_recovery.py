@@ -28,13 +28,23 @@ def opened(folder: Path, clock: FrozenClock | None = None, **parts: object) -> R
     return Runtime(Atlas.from_dict(manifest(**parts)), trace=folder, clock=clock)
 
 
-def detached(folder: Path) -> Path:
-    """A session that ran a tool and was let go of, and its file."""
+def detached(folder: Path, noted: int | None = None) -> Path:
+    """A session that ran a tool and was let go of, and its file; ``noted`` events are said to have reached the disk."""
     with opened(folder, FrozenClock(NOON)) as runtime:
         session = runtime.session(agent_id="bot", goal="Answer", context={"team": "a"}, risk_tier="high")
         session.call("ticket.get", lambda: None)
         session.detach()
+    note(folder / f"{session.id}.trace.jsonl", noted)
     return folder / f"{session.id}.trace.jsonl"
+
+
+def note(path: Path, noted: int | None) -> None:
+    """Say how many events of a session have reached the disk."""
+    side = path.with_name(path.name.replace(".trace.jsonl", ".durable"))
+    if noted is None:
+        side.unlink(missing_ok=True)
+    else:
+        side.write_bytes(b"%020d\n" % noted)
 
 
 def session_of(path: Path) -> str:
@@ -441,7 +451,7 @@ def test_in_memory() -> None:
         session = runtime.session()
         session.detach()
     log = sink.reopen(session.id)
-    log.append(sum(map(len, log.lines())), b"torn")
+    log.append(sum(map(len, log.lines())), b"torn", 1)
     log.close()
     failing = FailingSink(sink)
     with Runtime(Atlas.from_dict(manifest()), trace=failing) as runtime:

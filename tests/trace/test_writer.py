@@ -24,7 +24,7 @@ from cra_middleware.trace.chain import Verdict, verify_lines
 from cra_middleware.trace.payloads import render
 from cra_middleware.trace.profiles import MAX_LINE_BYTES
 from cra_middleware.trace.sink import Sink
-from cra_middleware.trace.sinks import jsonl
+from cra_middleware.trace.sinks import segments
 from cra_middleware.trace.sinks.jsonl import JsonlSink
 from cra_middleware.trace.sinks.memory import MemoryLog, MemorySink
 from cra_middleware.trace.writer import ChainWriter, Entry
@@ -174,13 +174,13 @@ def test_a_write_in_the_middle_of_a_write() -> None:
     inner: list[str] = []
 
     class Reentrant(MemoryLog):
-        def append(self, offset: int, data: bytes, /) -> None:
+        def append(self, offset: int, data: bytes, events: int, /) -> None:
             if not inner:
                 inner.append("began")
                 for write in (writer.write, writer.write_or_owe):
                     with pytest.raises(SinkError, match="in the middle"):
                         write(note(writer, "inner"))
-            super().append(offset, data)
+            super().append(offset, data, events)
 
     kept = writer._log
     writer._log = Reentrant()
@@ -312,7 +312,7 @@ def test_a_line_of_100_mb(tmp_path: Path, place: int, ending: bytes) -> None:
 @pytest.mark.usefixtures("small_memory")
 def test_a_file_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device that gives bytes for ever is a finding, too."""
-    monkeypatch.setattr(jsonl, "_MAX_PASSED_OVER", 1 << 24)
+    monkeypatch.setattr(segments, "_MAX_PASSED_OVER", 1 << 24)
     (verdict,) = verify("/dev/zero").sessions
     assert verdict.error is not None
     assert "longer than" in verdict.error.message
@@ -350,8 +350,8 @@ def test_how_a_file_is_split(tmp_path_factory: pytest.TempPathFactory, parts: li
     path = tmp_path_factory.getbasetemp() / "split.jsonl"
     path.write_bytes(data)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jsonl, "MAX_LINE_BYTES", 10)
-        found = list(jsonl.read_lines(path))
+        patch.setattr(segments, "MAX_LINE_BYTES", 10)
+        found = list(segments.read_lines(path))
     lines = data.split(b"\n")
     whole = [line + b"\n" for line in lines[:-1]] + ([lines[-1]] if lines[-1] else [])
     assert found == [line[:11] for line in whole]

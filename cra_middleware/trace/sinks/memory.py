@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from hashlib import sha256
 
 from cra_middleware.errors import SinkError
-from cra_middleware.trace.sink import SessionLog, Torn
+from cra_middleware.trace.query import select
+from cra_middleware.trace.sink import Health, Query, SessionLog, Torn
 
 _UNKNOWN = -1
 
@@ -18,11 +19,14 @@ class MemoryLog:
     def __init__(self) -> None:
         self._chunks: list[bytes] = []
         self._size = 0
+        self.durable_events = 0  # memory is as durable as it will ever be
+        self.noted_durable: int | None = None
+        self.witnessed_events = 0
         self.torn: dict[int, bytes] = {}
         """What was set aside, by its place."""
         self.is_open = True
 
-    def append(self, offset: int, data: bytes, /) -> None:
+    def append(self, offset: int, data: bytes, events: int, /) -> None:
         if not self.is_open:
             raise SinkError("the session's log is closed")
         if offset != self._size:
@@ -30,6 +34,7 @@ class MemoryLog:
         self._size = _UNKNOWN  # an interrupt may come between the data and our note of it
         self._chunks.append(data)
         self._size = offset + len(data)
+        self.durable_events = events
 
     def lines(self) -> Iterator[bytes]:
         yield from io.BytesIO(b"".join(self._chunks))
@@ -42,7 +47,7 @@ class MemoryLog:
         return Torn(len(torn), sha256(torn).hexdigest())
 
     def flush(self) -> None:
-        pass  # memory is as durable as it will ever be
+        pass
 
     def close(self) -> None:
         self.is_open = False
@@ -76,9 +81,21 @@ class MemorySink:
     def session_ids(self) -> list[str]:
         return sorted(self._logs)
 
-    def lines(self, session_id: str) -> Iterator[bytes]:
-        """The lines of one session, open or not."""
-        return self._logs[session_id].lines()
+    def lines(self, session_id: str, /) -> Iterator[bytes]:
+        log = self._logs.get(session_id)
+        if log is None:
+            raise SinkError(f"no session {session_id} is kept in this process's memory")
+        return log.lines()
+
+    def find(self, session_id: str, query: Query, /) -> Iterator[bytes]:
+        return select(self.lines(session_id), query)
+
+    def count(self, session_id: str, /) -> int:
+        log = self._logs.get(session_id)
+        return 0 if log is None else sum(1 for _ in log.lines())
+
+    def health(self) -> Health:
+        return Health(True, "kept in this process's memory, and gone with it")
 
     def close(self) -> None:
         for log in self._logs.values():

@@ -11,7 +11,11 @@ from cra_middleware.trace.sink import SessionLog, Torn
 class NullLog:
     """Keeps nothing, and says so when asked for it."""
 
-    def append(self, offset: int, data: bytes, /) -> None:
+    durable_events = 0
+    noted_durable: int | None = None
+    witnessed_events = 0
+
+    def append(self, offset: int, data: bytes, events: int, /) -> None:
         pass  # that is what this sink is for
 
     def lines(self) -> Iterator[bytes]:

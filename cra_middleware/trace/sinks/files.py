@@ -1,0 +1,151 @@
+"""Descriptors and bytes: files that are locked, made durable, cut, and moved aside, with errors that say what to do."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+
+from cra_middleware.errors import SinkError
+from cra_middleware.trace.sink import Torn
+
+QUARANTINE = ".torn"
+READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+def open_locked(path: Path, *, is_new: bool) -> int:
+    """A descriptor of a trace file that no other writer has.
+
+    Raises:
+        SinkError: when it is there already (or is not), cannot be opened, or is locked.
+    """
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT | os.O_EXCL if is_new else 0)
+    try:
+        fd = os.open(path, flags, 0o600)
+    except FileExistsError as error:
+        raise SinkError(f"{path} is already there; resume the session instead") from error
+    except FileNotFoundError as error:
+        raise SinkError(f"there is no {path}") from error
+    except OSError as error:
+        raise failed(f"{path} cannot be opened", error) from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(fd)
+        raise SinkError(f"{path} has another writer: one process writes a session at a time") from error
+    except OSError as error:
+        os.close(fd)
+        raise failed(f"{path} cannot be locked", error) from error
+    return fd
+
+
+def open_note(path: Path) -> int:
+    """A descriptor of a small side file, made when it is not there.
+
+    Raises:
+        SinkError: when it cannot be used.
+    """
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise failed(f"{path} cannot be opened", error) from error
+
+
+def write_locked(path: Path, data: bytes) -> int:
+    """A locked file that durably holds ``data``; what had its name before is moved to a quarantine.
+
+    Raises:
+        OSError: when there can be none; what has its name is left alone.
+        SinkError: when it cannot be made.
+    """
+    beside = path.with_name(f"{path.name}.new")
+    with suppress(FileNotFoundError):  # of an earlier try
+        os.unlink(beside)
+    fd = open_locked(beside, is_new=True)
+    try:
+        if os.pwrite(fd, data, 0) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync_data(fd)
+        with suppress(FileNotFoundError):
+            os.rename(path, quarantine(path, 0))
+        os.rename(beside, path)
+        sync_folder(path.parent)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def move_tail(path: Path, fd: int, offset: int) -> None:
+    """Move what lies behind ``offset`` of an open file to its quarantine, behind what an earlier attempt moved there.
+
+    Raises:
+        OSError: when it could not be moved; the file is then unchanged.
+    """
+    if os.fstat(fd).st_size <= offset:
+        return
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+    with open(os.open(quarantine(path, offset), flags, 0o600), "ab", buffering=0) as target:
+        before, place = target.tell(), offset
+        try:
+            while piece := os.pread(fd, 1 << 20, place):
+                place += target.write(piece)
+            os.fsync(target.fileno())
+            sync_folder(path.parent)  # the copy is safe before the original is cut
+            os.ftruncate(fd, offset)
+        except OSError:  # nothing was moved; a second attempt starts afresh
+            target.truncate(before)
+            raise
+    os.fsync(fd)
+
+
+def quarantine(path: Path, offset: int) -> Path:
+    """Where bytes go that are moved out of a file from ``offset`` on."""
+    return path.with_name(f"{path.name}.{offset}{QUARANTINE}")
+
+
+def sum_of(files: Iterable[Path]) -> Torn:
+    """How many bytes some files hold, one behind the other, and their digest; one that is not there holds none.
+
+    Raises:
+        OSError: when one cannot be read.
+    """
+    total, hasher = 0, sha256()
+    for file in files:
+        with suppress(FileNotFoundError), open(os.open(file, READ), "rb") as source:
+            while piece := source.read(1 << 20):
+                hasher.update(piece)
+                total += len(piece)
+    return Torn(total, hasher.hexdigest())
+
+
+def sync_data(fd: int) -> None:
+    """Wait until a file's data is on the disk."""
+    getattr(os, "fdatasync", os.fsync)(fd)  # macOS has no fdatasync
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until a folder's names are on the disk."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def failed(what: str, error: OSError) -> SinkError:
+    """The error for a file that could not be used: what, why, and what to do."""
+    hints = {
+        errno.ENOSPC: "free some space",
+        errno.EDQUOT: "free some space",
+        errno.EACCES: "check who may write there",
+        errno.EROFS: "the file system is read-only",
+    }
+    hint = hints.get(error.errno or 0)
+    transient = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.EINTR)
+    text = f"{what}: {error.strerror or error}" + (f" ({hint})" if hint else "")
+    return SinkError(text, is_transient=transient)

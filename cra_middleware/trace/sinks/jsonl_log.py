@@ -1,0 +1,353 @@
+"""One open session file: written through, made durable behind, moved to a new file when its disk fails.
+
+Two locks, always taken in this order: ``_guard`` lets one thread at a time wait for the disk, and whoever waited for
+it usually finds that its own events went along (group commit); ``_turn`` is held for the moments in which the file or
+the note of its end changes, never while waiting.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from cra_middleware.errors import SinkError
+from cra_middleware.trace.query import place_of
+from cra_middleware.trace.sink import Torn
+from cra_middleware.trace.sinks.files import (
+    QUARANTINE,
+    failed,
+    move_tail,
+    open_locked,
+    open_note,
+    quarantine,
+    sum_of,
+    sync_data,
+    sync_folder,
+    write_locked,
+)
+from cra_middleware.trace.sinks.segments import (
+    DURABLE,
+    Segment,
+    durable_text,
+    read_segments,
+    segment,
+    segments_of,
+    sizes_before_last,
+)
+from cra_middleware.trace.sinks.syncer import Syncer
+
+_logger = logging.getLogger("cra_middleware.trace")
+
+
+class Follower(Protocol):
+    """Hears what has become durable: the tree that signed heads are made from."""
+
+    def durable(self, session_id: str, lines: bytes, events: int, /) -> None:
+        """``lines`` are on the disk; the session now has ``events`` durable events. Never raises."""
+        ...
+
+
+class Rotation(NamedTuple):
+    """When a session goes on in a new file."""
+
+    max_bytes: int
+    max_age_seconds: float
+
+
+class _File(NamedTuple):
+    """An open segment."""
+
+    segment: Segment
+    fd: int
+    begins: int
+    """The offset of its first byte in the whole log."""
+    opened: float
+    """By the monotonic clock, in seconds."""
+
+
+class JsonlLog:
+    """The offset that ``append`` is given is the truth; the file follows it."""
+
+    witnessed_events = 0
+
+    def __init__(
+        self,
+        files: list[Segment],
+        durable: int | None,
+        syncer: Syncer,
+        rotation: Rotation,
+        follower: Follower | None,
+        *,
+        is_new: bool,
+    ) -> None:
+        """Lock and open the last of a session's files.
+
+        Args:
+            files: in order; the first is made when ``is_new``.
+            durable: how many events are known to be on the disk; None when nobody noted it.
+
+        Raises:
+            SinkError: when a file cannot be used, or another writer has it.
+        """
+        self._folder, self._session_id = files[0].path.parent, files[0].session_id
+        self._note_path = self._folder / f"{self._session_id}{DURABLE}"
+        self.noted_durable = durable
+        self._pid = os.getpid()
+        self._syncer = syncer
+        self._rotation = rotation
+        self._follower = follower
+        self._guard = threading.Lock()
+        self._turn = threading.Lock()
+        fd = open_locked(files[-1].path, is_new=is_new)
+        try:
+            # an empty note says that nothing is durable: where there was none, none is made before it says more
+            self._note = -1 if durable is None else open_note(self._note_path)
+            begins = sum(sizes_before_last(files))
+            self._end = begins + os.fstat(fd).st_size
+        except BaseException:  # whatever it was, the file must not stay locked
+            os.close(fd)
+            raise
+        self._file = _File(files[-1], fd, begins, time.monotonic())
+        self._events = self.durable_events = durable or 0
+        self._unsynced: list[bytes] = []  # what was kept since the last time that the disk confirmed
+        self._retired: list[_File] = []
+        self._folder_is_stale = is_new
+        self._is_uncertain = False  # whether there may be bytes behind the end, of a write that was interrupted
+        self._is_queued = False
+        self._last = b""
+        self._failure: str | None = None
+        """Why nothing can be written any more."""
+        self._disk_failure: str | None = None
+        """Why nothing can be written until the session has a new file."""
+
+    @property
+    def path(self) -> Path:
+        """The file that is written now."""
+        return self._file.segment.path
+
+    def append(self, offset: int, data: bytes, events: int, /) -> None:
+        self._check()
+        with self._turn:
+            if self._is_uncertain or offset != self._end:
+                self._cut(offset, events - data.count(b"\n"))
+            if not data:
+                return
+            if self._is_due(len(data)):
+                self._rotate()
+            self._is_uncertain = True
+            self._write(offset, data)
+            self._last = data
+            self._unsynced.append(data)
+            self._end, self._events = offset + len(data), events
+            self._is_uncertain = False
+            if not self._is_queued:
+                self._queue()
+
+    def lines(self) -> Iterator[bytes]:
+        return read_segments(segments_of(self._folder, self._session_id))
+
+    def set_aside(self, offset: int, /) -> Torn:
+        self._check()
+        with self._guard, self._turn:
+            try:
+                torn = self._move_behind(offset)
+                self._end = offset
+                return sum_of(torn)
+            except OSError as error:
+                raise failed(f"the torn end of {self.path} cannot be moved to a quarantine", error) from error
+
+    def flush(self) -> None:
+        wanted = self._events
+        with self._guard:
+            self._is_queued = False
+            if self._is_closed() or (self.durable_events >= wanted and not self._retired):
+                return
+            if self._disk_failure is None:
+                self._try_to_sync()
+            if self._disk_failure is not None:
+                self._move_to_new_file(self._disk_failure)
+
+    def close(self) -> None:
+        if os.getpid() != self._pid:
+            # A forked copy. The guard may be held by a thread that does not exist here, and the lock on the file
+            # stays with the parent, so this descriptor is all there is to let go of.
+            self._let_go()
+            return
+        try:
+            if not self._is_closed():
+                with self._turn:
+                    if self._is_uncertain:
+                        self._cut(self._end, self._events)
+                self.flush()
+        finally:
+            with self._guard:
+                is_sealed = self.durable_events == self._events and _is_sealed(self._last)
+                if not self._is_closed():
+                    fcntl.flock(self._file.fd, fcntl.LOCK_UN)  # forked children still hold copies of the descriptor
+                    if is_sealed:
+                        self._note_path.unlink(missing_ok=True)
+                self._let_go()
+
+    def _is_closed(self) -> bool:
+        return self._file.fd < 0
+
+    def _check(self) -> None:
+        if os.getpid() != self._pid:
+            raise SinkError(f"{self.path} belongs to the parent process; open a session of your own")
+        if self._disk_failure is not None:
+            if not self._is_queued:
+                self._queue()
+            raise SinkError(f"{self._disk_failure}; it is being moved to a new file", is_transient=True)
+        if self._failure is not None:
+            raise SinkError(self._failure)
+
+    def _queue(self) -> None:
+        self._is_queued = True
+        self._syncer.add(self)
+
+    def _let_go(self) -> None:
+        for file in (self._file, *self._retired):
+            if file.fd >= 0:
+                os.close(file.fd)
+        self._file, self._retired = self._file._replace(fd=-1), []
+        if self._note >= 0:
+            os.close(self._note)
+            self._note = -1
+        self._failure, self._disk_failure = self._failure or f"{self.path} is closed", None
+
+    def _write(self, offset: int, data: bytes) -> None:
+        file = self._file
+        try:
+            written = os.pwrite(file.fd, data, offset - file.begins)
+        except OSError as error:
+            self._cut(offset, self._events)
+            raise failed(f"{self.path} cannot be written", error) from error
+        except BaseException:  # an interrupt: its caller counts the event as not kept
+            with suppress(SinkError):  # then the log is failed for good, and the interrupt still matters more
+                self._cut(offset, self._events)
+            raise
+        if written != len(data):
+            self._cut(offset, self._events)
+            reason = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise failed(f"{self.path} took only part of an event", reason)
+
+    def _cut(self, offset: int, events: int) -> None:
+        """Drop what lies behind ``offset``, which is the end of event ``events``."""
+        file = self._file
+        try:
+            os.ftruncate(file.fd, offset - file.begins)
+        except OSError as error:
+            self._failure = f"{self.path} holds part of an event that cannot be removed: {error.strerror}"
+            raise SinkError(self._failure) from error
+        surplus = self._end - offset
+        if surplus > 0 and self._unsynced:
+            kept = b"".join(self._unsynced)
+            self._unsynced = [kept[: max(0, len(kept) - surplus)]]
+        self._end, self._events = offset, events
+        self.durable_events = min(self.durable_events, events)
+        self._is_uncertain = False
+
+    def _is_due(self, more: int) -> bool:
+        file, rotation = self._file, self._rotation
+        size = self._end - file.begins
+        if size == 0:
+            return False
+        return size + more > rotation.max_bytes or time.monotonic() - file.opened > rotation.max_age_seconds
+
+    def _rotate(self) -> None:
+        known = segment(self._folder, self._session_id, self._events)
+        try:
+            fd = open_locked(known.path, is_new=True)
+        except SinkError as error:  # the old file is still good
+            _logger.error("session %s stays in its file: %s", self._session_id, error)
+            return
+        self._retired.append(self._file)
+        self._file = _File(known, fd, self._end, time.monotonic())
+        self._folder_is_stale = True
+
+    def _try_to_sync(self) -> None:
+        with self._turn:
+            file, retired, lines, events = self._file, self._retired, self._unsynced, self._events
+            if self._is_uncertain:  # the caller may take back what it wrote last: nobody may count it yet
+                return
+            self._retired, self._unsynced = [], []
+        try:
+            for old in retired:
+                sync_data(old.fd)
+            if self._folder_is_stale:
+                sync_folder(self._folder)
+                self._folder_is_stale = False
+            sync_data(file.fd)
+        except OSError as error:
+            with self._turn:
+                self._retired, self._unsynced = retired + self._retired, lines + self._unsynced
+                # after a failed fsync the kernel may have dropped the pages: a second one would lie
+                self._disk_failure = f"{self.path} is not durable any more: {error.strerror}"
+            return
+        for old in retired:
+            os.close(old.fd)
+        self._confirm(b"".join(lines), events)
+
+    def _confirm(self, lines: bytes, events: int) -> None:
+        """Note what is durable. The note may be lost with the machine's power; then it says less than is true."""
+        self.durable_events = events
+        with suppress(OSError, SinkError):  # an older note says less, and is true
+            if self._note < 0:
+                self._note = open_note(self._note_path)
+            os.pwrite(self._note, durable_text(events), 0)
+        if self._follower is not None and lines:
+            self._follower.durable(self._session_id, lines, events)
+
+    def _move_to_new_file(self, why: str) -> None:
+        """Go on in a new file from the last event that is durable. Nothing is appended meanwhile.
+
+        Raises:
+            SinkError: when there can be none; the next flush tries again.
+        """
+        with self._turn:  # a write that had begun is over now, and no other begins
+            old, lines, retired = self._file, b"".join(self._unsynced), self._retired
+        known = segment(self._folder, self._session_id, self.durable_events)
+        try:
+            fd = write_locked(known.path, lines)
+        except (OSError, SinkError) as error:
+            raise SinkError(f"{why}; a new file cannot be opened: {error}", is_transient=True) from error
+        _logger.error("%s; session %s goes on in %s", why, self._session_id, known.path)
+        file = _File(known, fd, self._end - len(lines), time.monotonic())
+        for gone in (*retired, old):
+            with suppress(OSError):  # what cannot be cut does not count: the new file begins before it
+                if gone.begins < file.begins:
+                    os.ftruncate(gone.fd, file.begins - gone.begins)
+            os.close(gone.fd)
+        with self._turn:
+            self._file, self._unsynced, self._retired = file, [], []
+            self._disk_failure = None
+        self._confirm(lines, self._events)
+
+    def _move_behind(self, offset: int) -> list[Path]:
+        """Move everything behind ``offset`` to quarantines, the last file first, and open the file that it is in."""
+        files = segments_of(self._folder, self._session_id)
+        while len(files) > 1 and offset < sum(sizes_before_last(files)):
+            move_tail(self.path, self._file.fd, 0)
+            os.unlink(self.path)
+            os.close(self._file.fd)
+            files.pop()
+            fd = open_locked(files[-1].path, is_new=False)
+            self._file = _File(files[-1], fd, sum(sizes_before_last(files)), time.monotonic())
+        place = offset - self._file.begins
+        move_tail(self.path, self._file.fd, place)
+        here = quarantine(self.path, place)
+        later = self._folder.glob(f"{self._session_id}.*.0{QUARANTINE}")  # this time's, and those of a try cut short
+        return [here, *sorted(path for path in later if path != here)]
+
+
+def _is_sealed(data: bytes) -> bool:
+    place = place_of(data[data.rfind(b"\n", 0, -1) + 1 :])
+    return place is not None and place.event_type == "session.ended"
