@@ -109,6 +109,8 @@ class Attempt:
     """The tool has been let run."""
     is_inside: bool = False
     """One of a stream's steps is being taken."""
+    is_unrecorded: bool = False
+    """Something of it is missing in the trace, and so must be what would follow."""
     over: bool = False
     """The end of the session has recorded its outcome: nothing may follow."""
 
@@ -192,6 +194,10 @@ class Attempt:
         self.over = True
         self.operation.end("failed", ABANDONED, _ABANDONED_MESSAGE)
         return self._failed(ABANDONED, _ABANDONED_MESSAGE, 0, now_us)
+
+    def not_run(self, now_us: int) -> Entry:
+        """The outcome of a call that was let run, and then could not be: its log failed, or the wait for it was cut."""
+        return self._failed("audit_unavailable", "the tool did not run: nobody saw its decision on the disk", 0, now_us)
 
     def shown_arguments(self) -> Mapping[str, object]:
         """The arguments, for a person to look at."""

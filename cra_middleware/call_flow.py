@@ -21,8 +21,9 @@ from cra_middleware.attempt import Attempt, LostOutcomeError, Running, class_wor
 from cra_middleware.carp.call import Allow, Ask, Decision, Deny, ToolCall
 from cra_middleware.carp.quota import CountersError, Reservation
 from cra_middleware.desk import OTHERS_ARE_ASKED, Granted, Refused
-from cra_middleware.errors import AuditUnavailable, CallRefused, SessionEnded, SinkError
-from cra_middleware.interceptor import AskApproval, Closed, Flow, Raised, Returned, RunTool
+from cra_middleware.errors import CallRefused, SessionEnded, SinkError
+from cra_middleware.interceptor import AskApproval, Closed, Flow, Raised, Returned, RunTool, Wait, finish_waiting
+from cra_middleware.keeping import Recorder, Waiting
 from cra_middleware.observer import Operation, Outcome
 from cra_middleware.policies import Epoch
 from cra_middleware.setting import Identity, Resolved, Setting
@@ -56,6 +57,7 @@ class CallPath:
         self._identity = identity
         self._subject = identity.subject
         self._writer = writer
+        self._recorder = Recorder(writer, setting.keeping)
         self._resolved = resolved
         self._session = session
         self._current = current
@@ -98,9 +100,9 @@ class CallPath:
             if isinstance(decision, Allow) and granted is not None:
                 decision = self._used(granted, decision)
             if isinstance(decision, Deny):
-                self._deny(attempt, decision, granted.approval_id if granted else None)
+                yield from self._deny(attempt, decision, granted.approval_id if granted else None)
             assert isinstance(decision, Allow)  # what was approved is not asked about again
-            self._approve(attempt, decision, granted)
+            yield from self._approve(attempt, decision, granted)
             return (yield from self._run(attempt, decision, body))
         finally:
             self._forget(attempt)
@@ -114,7 +116,7 @@ class CallPath:
         attempt = self._begin(call, False)
         try:
             deny = Deny("invalid_parameters", f"action:{call.action_id}", reason, None, "invalid_parameters")
-            self._record_denial(attempt, deny, None)
+            finish_waiting(self._record_denial(attempt, deny, None))
             return attempt.refusal(deny, None)
         finally:
             self._forget(attempt)
@@ -223,7 +225,9 @@ class CallPath:
             self._release(decision.reservations)
         return deny or decision
 
-    def _ask(self, attempt: Attempt, ask: Ask, approver: Approver | None) -> Generator[AskApproval, object, Granted]:
+    def _ask(
+        self, attempt: Attempt, ask: Ask, approver: Approver | None
+    ) -> Generator[AskApproval | Wait, object, Granted]:
         desk = self._setting.desk
         found = yield from desk.settle(
             attempt, ask, attempt.epoch, self._writer.now_us, lambda: self._keep(attempt), approver
@@ -232,21 +236,22 @@ class CallPath:
             if found.is_suspended:
                 attempt.operation.end("pending_approval")
             else:
-                self._record_denial(attempt, found.deny, found.approval_id)
+                yield from self._record_denial(attempt, found.deny, found.approval_id)
             raise found.error or attempt.refusal(found.deny, found.approval_id)
         if self._is_closing():
             deny = Deny("session_ended", ask.policy_id, "the session ended while a person was asked")
-            self._deny(attempt, deny, found.approval_id)
+            yield from self._deny(attempt, deny, found.approval_id)
         return found
 
-    def _approve(self, attempt: Attempt, decision: Allow, granted: Granted | None) -> None:
+    def _approve(self, attempt: Attempt, decision: Allow, granted: Granted | None) -> Waiting:
         if granted is None:
             attempt.approve(decision, None, None, attempt.requested_us)
         else:
             attempt.approve(decision, granted.by, granted.approval_id, self._writer.now_us())
         try:
-            self._keep(attempt)
-        except AuditUnavailable:
+            yield from self._keep(attempt)
+            yield from self._recorder.make_durable(attempt)
+        except BaseException:  # not kept, or interrupted while it waited: the tool does not run
             self._release(decision.reservations)
             if granted is not None:
                 self._setting.desk.give_back(granted)
@@ -291,23 +296,19 @@ class CallPath:
     def _record_outcome(self, attempt: Attempt, outcome: Returned | Raised, duration_ms: int) -> None:
         next(self._ran)
         operation, error = attempt.operation, outcome.error if isinstance(outcome, Raised) else None
-        entry = attempt.outcome(outcome, duration_ms, self._writer.now_us())
-        try:
-            operation.seen(self._writer.write_or_owe(entry))
-        except SinkError as failure:
-            _logger.error("%s ran, and its outcome waits to be recorded: %s", attempt.call.action_id, failure)
+        self._recorder.keep_outcome(attempt, attempt.outcome(outcome, duration_ms, self._writer.now_us()))
         if error is None:
             operation.end("executed")
         else:
             operation.end("failed", *class_words(error))
 
-    def _deny(self, attempt: Attempt, deny: Deny, approval_id: str | None) -> None:
-        self._record_denial(attempt, deny, approval_id)
+    def _deny(self, attempt: Attempt, deny: Deny, approval_id: str | None) -> Waiting:
+        yield from self._record_denial(attempt, deny, approval_id)
         raise attempt.refusal(deny, approval_id)
 
-    def _record_denial(self, attempt: Attempt, deny: Deny, approval_id: str | None) -> None:
+    def _record_denial(self, attempt: Attempt, deny: Deny, approval_id: str | None) -> Waiting:
         attempt.deny(deny, approval_id, attempt.requested_us if approval_id is None else self._writer.now_us())
-        self._keep(attempt)
+        yield from self._keep(attempt)
         attempt.operation.end("denied", deny.code, deny.reason)
         if next(self._refused) == MAX_REFUSALS:
             self._is_silenced = True
@@ -317,14 +318,8 @@ class CallPath:
             span_id = self._identity.span_id
             self._writer.owe(Entry(span_id, None, "error.occurred", payload, self._writer.now_us()))
 
-    def _keep(self, attempt: Attempt) -> None:
-        try:
-            sealed = self._writer.write(*attempt.unwritten)
-        except SinkError as error:
-            attempt.operation.end("denied", "audit_unavailable", "the decision could not be recorded")
-            raise unavailable(attempt.call, error) from error
-        attempt.unwritten.clear()
-        attempt.operation.seen(sealed)
+    def _keep(self, attempt: Attempt) -> Waiting:
+        yield from self._recorder.keep(attempt)
         self._settle_late()
 
     def _settle_late(self) -> None:

@@ -20,7 +20,7 @@ from cra_middleware.approvals import Answer, Approval, ApprovalError, ApprovalSt
 from cra_middleware.attempt import Attempt
 from cra_middleware.carp.call import Ask, Deny
 from cra_middleware.errors import ApprovalRequired
-from cra_middleware.interceptor import AskApproval, Interrupted, Suspended, Unanswered
+from cra_middleware.interceptor import AskApproval, Interrupted, Suspended, Unanswered, Wait
 from cra_middleware.policies import Epoch
 
 DEFAULT_EXPIRY_SECONDS = 86_400
@@ -76,9 +76,9 @@ class Desk:
         ask: Ask,
         epoch: Epoch,
         now_us: Callable[[], int],
-        keep: Callable[[], None],
+        keep: Callable[[], Generator[Wait, object, None]],
         approver: Approver | None,
-    ) -> Generator[AskApproval, object, Granted | Refused]:
+    ) -> Generator[AskApproval | Wait, object, Granted | Refused]:
         """Find or ask for a yes to ``attempt``; ``keep`` writes down that a person has to approve.
 
         Raises:
@@ -103,7 +103,7 @@ class Desk:
             reason = f"{MAX_PENDING} calls of this session wait for a person already; wait for an answer"
             return Refused(_no(ask, reason), None)
         attempt.ask(ask)
-        keep()
+        yield from keep()
         if known is None:
             self._tell(pending)
         if asked is None:

@@ -29,6 +29,12 @@ class AskApproval(NamedTuple):
     approver: Approver
 
 
+class Wait(NamedTuple):
+    """Wanted: do ``work``, which waits for a disk; never on an event loop. Sent ``Returned`` or ``Raised``."""
+
+    work: Callable[[], None]
+
+
 class RunTool(NamedTuple):
     """Wanted: run the tool now, inside ``scope`` when there is one. A stream enters it for each of its steps."""
 
@@ -77,7 +83,7 @@ class Closed(NamedTuple):
     item_count: int
 
 
-Need = AskApproval | RunTool
+Need = AskApproval | Wait | RunTool
 Reply = Answer | Interrupted | Suspended | Unanswered | Returned | Raised | Closed | None
 Flow = Generator[Need, Reply, Returned | Raised]
 
@@ -100,7 +106,7 @@ def run(flow: Flow, tool: Callable[[], T]) -> T:
             except BaseException as error:  # noqa: BLE001  recorded by the flow, then raised again as it is
                 reply = Raised(error)
         else:
-            reply = _ask(need)
+            reply = _supply(need)
 
 
 async def arun(flow: Flow, tool: Callable[[], Awaitable[T]]) -> T:
@@ -118,7 +124,7 @@ async def arun(flow: Flow, tool: Callable[[], Awaitable[T]]) -> T:
             except BaseException as error:  # noqa: BLE001  CancelledError too: recorded, then raised again
                 reply = Raised(error)
         else:
-            reply = await _aask(need)
+            reply = await _asupply(need)
 
 
 def run_generator(flow: Flow, tool: Callable[[], Generator[object, object, T]]) -> Generator[object, object, T]:
@@ -248,15 +254,15 @@ def _first_outcome() -> Returned | Raised | Closed:
 def _authorise(flow: Flow) -> RunTool:
     """Drive a flow up to the tool's run."""
     need = flow.send(None)
-    while isinstance(need, AskApproval):
-        need = flow.send(_ask(need))
+    while not isinstance(need, RunTool):
+        need = flow.send(_supply(need))
     return need
 
 
 async def _aauthorise(flow: Flow) -> RunTool:
     need = flow.send(None)
-    while isinstance(need, AskApproval):
-        need = flow.send(await _aask(need))
+    while not isinstance(need, RunTool):
+        need = flow.send(await _asupply(need))
     return need
 
 
@@ -277,6 +283,40 @@ def _unwrap(outcome: Returned | Raised) -> T:  # type: ignore[type-var]
 
 def _scope(need: RunTool) -> AbstractContextManager[object]:
     return nullcontext() if need.scope is None else need.scope()
+
+
+def finish_waiting(waiting: Generator[Wait, object, T]) -> T:
+    """Drive what only ever waits, here and now; its value, or its exception, comes out."""
+    reply: object = None
+    while True:
+        try:
+            reply = _waited(waiting.send(reply))
+        except StopIteration as stop:
+            value: T = stop.value
+            return value
+
+
+def _supply(need: AskApproval | Wait) -> Reply:
+    return _waited(need) if isinstance(need, Wait) else _ask(need)
+
+
+async def _asupply(need: AskApproval | Wait) -> Reply:
+    if not isinstance(need, Wait):
+        return await _aask(need)
+    work = asyncio.ensure_future(asyncio.to_thread(_waited, need))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError as error:
+        await work  # what the thread does must be over before anybody says how the call ended
+        return Raised(error)
+
+
+def _waited(need: Wait) -> Returned | Raised:
+    try:
+        need.work()
+    except BaseException as error:  # noqa: BLE001  the flow decides what it means, and raises what it does not know
+        return Raised(error)
+    return Returned(None)
 
 
 def _ask(need: AskApproval) -> Reply:

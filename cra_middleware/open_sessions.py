@@ -40,6 +40,13 @@ class OpenSessions:
         for known in surplus:
             known.detach()
 
+    def detach(self) -> None:
+        """Let go of all of them, unsealed."""
+        with self._lock:
+            sessions = list(self._open.values())
+        for session in reversed(sessions):
+            session.detach()
+
     def close(self, end: bool) -> None:
         """End the sessions; the kept ones are detached unless ``end``."""
         with self._lock:

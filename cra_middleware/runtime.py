@@ -11,8 +11,8 @@ from typing import Literal
 from opentelemetry.trace import TracerProvider
 
 from cra_middleware._clock import Clock, SystemClock
-from cra_middleware._ids import is_id, new_id
-from cra_middleware.admission import check_text, facts_of, identity_of
+from cra_middleware._ids import new_id
+from cra_middleware.admission import facts_of
 from cra_middleware.answering import Approvals
 from cra_middleware.approvals import ApprovalError, ApprovalStore, Approver
 from cra_middleware.atlas.loader import Atlas
@@ -26,23 +26,20 @@ from cra_middleware.carp.quota import Counters
 from cra_middleware.carp.resolve import Options, TraceLevel
 from cra_middleware.carp.resolver import DefaultDecision, Resolver
 from cra_middleware.desk import Desk, Notify
-from cra_middleware.errors import AtlasError, ChainBroken, SinkError
+from cra_middleware.errors import AtlasError, ChainBroken
+from cra_middleware.keeping import Keeping
+from cra_middleware.leaving import exit_on_sigterm, forget, leave_at_exit
 from cra_middleware.observing import Loudspeaker
 from cra_middleware.open_sessions import OpenSessions
+from cra_middleware.opening import Opener
 from cra_middleware.policies import AtlasSource, InForce, Terms, begin_epoch, load_atlases
-from cra_middleware.session import POLICY_CHANGED, Session, current_session
-from cra_middleware.setting import Identity, Setting
+from cra_middleware.session import Session, current_session
+from cra_middleware.setting import Setting
 from cra_middleware.stores import Stores
 from cra_middleware.telemetry import Telemetry
-from cra_middleware.trace.chain import RECOVERED
-from cra_middleware.trace.recovery import Reopened, reopen
 from cra_middleware.trace.sink import Sink
 from cra_middleware.trace.sinks.jsonl import JsonlSink
 from cra_middleware.trace.sinks.memory import MemorySink
-from cra_middleware.trace.writer import ChainWriter
-
-CANONICALIZATION = "cra-1"
-"""The rules of ``_canonical``; recorded in every ``session.started``."""
 
 _logger = logging.getLogger("cra_middleware")
 _logger.addHandler(logging.NullHandler())
@@ -68,6 +65,10 @@ class Runtime:
         redact: Sequence[str] = (),
         record: Literal["hash", "full"] = "hash",
         trace_level: TraceLevel = "standard",
+        durability: Literal["write_through", "sync"] = "write_through",
+        audit_deadline_seconds: float = 1.0,
+        on_audit_failure: Literal["refuse", "allow"] = "refuse",
+        handle_sigterm: bool = False,
         tracer_provider: TracerProvider | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -91,6 +92,12 @@ class Runtime:
             redact: ``<action glob>.<argument>``: values that are never recorded, beside what the Atlases name.
             record: ``hash`` keeps values out of the trace; ``full`` writes arguments and results into it.
             trace_level: ``verbose`` also records the policies that did not restrict anything.
+            durability: ``sync`` waits until a decision is on the disk before its tool runs; by default it is there
+                some milliseconds later.
+            audit_deadline_seconds: how long a decision that cannot be kept (a full disk) is tried again.
+            on_audit_failure: ``allow`` lets calls run although they cannot be recorded; the trace says how many
+                events are missing once it can be kept again.
+            handle_sigterm: let SIGTERM leave the program as ``sys.exit`` does, so that files are flushed.
             tracer_provider: where spans go; without it, OpenTelemetry's global provider.
             clock: for tests.
 
@@ -105,6 +112,8 @@ class Runtime:
             ("record", record, ("hash", "full")),
             ("trace_level", trace_level, ("standard", "verbose")),
             ("mode", mode, ("enforce", "observe")),
+            ("durability", durability, ("write_through", "sync")),
+            ("on_audit_failure", on_audit_failure, ("refuse", "allow")),
         ):
             if value not in known:
                 raise ValueError(f"{name} must be {known[0]!r} or {known[1]!r}, not {value!r}")
@@ -127,10 +136,17 @@ class Runtime:
             desk=Desk(self._stores.approvals, approver, notify),
             observer=Telemetry(tracer_provider, lambda action_id: self._policies.epoch.risk_tier(action_id)),
             options=Options(level=trace_level, full=record == "full"),
+            keeping=Keeping(durability, audit_deadline_seconds, on_audit_failure),
             on_shadow=Loudspeaker() if self._terms.is_observing else None,
         )
         self._sink: Sink = _sink(trace)
+        self._opener = Opener(self._setting, self._sink)
         self._sessions = OpenSessions()
+        if handle_sigterm:
+            exit_on_sigterm()
+        if on_audit_failure == "allow":
+            _logger.warning("calls that cannot be recorded are let run (on_audit_failure='allow')")
+        leave_at_exit(self)
 
     @classmethod
     def observe(
@@ -278,19 +294,7 @@ class Runtime:
                 return known
             if not known.is_closed:
                 raise ChainBroken(f"session {session_id} is being closed: a tool of it still runs")
-        if not is_id(session_id):
-            raise SinkError("a session id is a lower-case UUID")
-        log = self._sink.reopen(session_id)
-        try:
-            found = reopen(log, session_id)
-            identity = identity_of(found, context)
-            writer = ChainWriter(log, self._clock, session_id, identity.trace_id, found.end)
-            session = Session(self._setting, identity, writer, log, found.actions)
-            self._note_differences(session, found)
-            session.resolve()
-        except BaseException:  # whatever it was, the log must not stay locked
-            log.close()
-            raise
+        session = self._opener.resume(session_id, context)
         self._sessions.remember(session, keep)
         return session
 
@@ -324,6 +328,15 @@ class Runtime:
     def close(self, *, end: bool = False) -> None:
         """End the sessions this runtime opened, detach the kept ones (``end=True`` ends those too), close the sink."""
         self._sessions.close(end)
+        self._let_go()
+
+    def detach(self) -> None:
+        """Let go of every session without sealing it, and close the sink; done by itself when the interpreter exits."""
+        self._sessions.detach()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        forget(self)
         self._sink.close()
         self._stores.close()
 
@@ -346,41 +359,11 @@ class Runtime:
         keep: bool,
         parent: Session | None,
     ) -> Session:
-        if not 0 < len(goal) <= 10_000:
-            raise ValueError("goal must have 1 to 10,000 characters")
-        check_text("goal", goal)
-        log = self._sink.create(session_id)
-        try:
-            identity = Identity(session_id, new_id(), new_id(), goal, facts)
-            writer = ChainWriter(log, self._clock, session_id, identity.trace_id)
-            session = Session(self._setting, identity, writer, log)
-            metadata = {
-                "policy_digest": self.policy_digest,
-                "mode": "observe" if self._terms.is_observing else "enforce",
-                "default_decision": self.resolver.default_decision,
-                "canonicalization": CANONICALIZATION,
-                **{key: value for key, value in extra.items() if value is not None},
-            }
-            named = None if atlas_ids is None else list(atlas_ids)
-            session.start({"agent_id": facts.agent_id, "goal": goal, "atlas_ids": named, "metadata": metadata})
-            session.resolve(request)
-        except BaseException:  # whatever it was, the log must not stay locked
-            log.close()
-            raise
+        session = self._opener.start(session_id, goal, facts, extra, atlas_ids, request)
         if parent is not None:
             parent.adopt(session)
         self._sessions.remember(session, keep)
         return session
-
-    def _note_differences(self, session: Session, found: Reopened) -> None:
-        if found.torn is not None:
-            message = "a torn end was moved to a quarantine; the chain goes on behind the last whole event"
-            session.note(RECOVERED, message, bytes=found.torn.size, sha256=found.torn.sha256)
-            _logger.warning("session %s: %d torn bytes were set aside", session.id, found.torn.size)
-        metadata = found.first.payload.get("metadata")
-        before = metadata.get("policy_digest") if isinstance(metadata, dict) else None
-        if before != self.policy_digest:
-            session.note(POLICY_CHANGED, f"resumed under the policies {self.policy_digest}")
 
 
 def _sink(trace: str | Path | Sink | None) -> Sink:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
-from asyncio import CancelledError
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import ContextVar, Token
@@ -20,6 +20,7 @@ from cra_middleware.carp.policy import RANK, Facts
 from cra_middleware.carp.resolve import resolve
 from cra_middleware.errors import CallRefused, SinkError
 from cra_middleware.interceptor import Flow, OpenCall, arun, run
+from cra_middleware.keeping import Recorder
 from cra_middleware.setting import Identity, Resolved, Setting
 from cra_middleware.signatures import bind_arguments, describe
 from cra_middleware.trace.chain import Verdict, verify_lines
@@ -55,6 +56,7 @@ class Session:
         self._setting = setting
         self._identity = identity
         self._writer = writer
+        self._recorder = Recorder(writer, setting.keeping)
         self._log = log
         self._lock = threading.RLock()  # around the resolution and the end; never held while a tool runs
         self._calls = CallPath(setting, identity, writer, self._resolved_at, self, _current, actions)
@@ -88,6 +90,30 @@ class Session:
     def is_busy(self) -> bool:
         """Whether a tool is running, or a stream is open."""
         return self._calls.is_busy
+
+    @property
+    def accepted_sequence(self) -> int:
+        """The last event that was accepted: it survives the death of this process."""
+        return self._writer.end.sequence - 1
+
+    @property
+    def durable_sequence(self) -> int:
+        """The last event that survives the death of the machine; -1 when there is none yet."""
+        return self._writer.durable_events - 1
+
+    @property
+    def witnessed_sequence(self) -> int:
+        """The last event that a copy elsewhere has confirmed; -1 when there is none."""
+        return self._writer.witnessed_events - 1
+
+    def flush(self) -> None:
+        """Wait until every event so far is durable.
+
+        Raises:
+            SinkError: when the storage says that it is not.
+        """
+        self._calls.settle()
+        self._writer.flush()
 
     @property
     def resolution(self) -> Resolution:
@@ -209,7 +235,7 @@ class Session:
                     setting.options,
                 )
                 entries = (Entry(span_id, identity.span_id, kind, payload, now_us) for kind, payload in records)
-                operation.seen(self._writer.write(*entries))
+                operation.seen(self._recorder.keep_now(*entries))
                 operation.resolved(resolution)
             finally:
                 operation.end(None)
@@ -240,14 +266,8 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with suppress(ValueError):  # left in another context than it was entered in: nothing to put back there
-            _current.reset(self._tokens.pop())
-        if error is None or isinstance(error, GeneratorExit):
-            self.end("completed")
-        elif isinstance(error, (CancelledError, KeyboardInterrupt, SystemExit)):
-            self.end("cancelled", type(error).__name__)
-        else:
-            self.end("error", type(error).__name__)
+        self._leave()
+        self._end_after(error)
 
     async def __aenter__(self) -> Session:
         return self.__enter__()
@@ -255,7 +275,20 @@ class Session:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.__exit__(kind, error, trace)
+        self._leave()
+        await asyncio.shield(asyncio.to_thread(self._end_after, error))  # an end waits for the disk
+
+    def _leave(self) -> None:
+        with suppress(ValueError):  # left in another context than it was entered in: nothing to put back there
+            _current.reset(self._tokens.pop())
+
+    def _end_after(self, error: BaseException | None) -> None:
+        if error is None or isinstance(error, GeneratorExit):
+            self.end("completed")
+        elif isinstance(error, (asyncio.CancelledError, KeyboardInterrupt, SystemExit)):
+            self.end("cancelled", type(error).__name__)
+        else:
+            self.end("error", type(error).__name__)
 
     def adopt(self, child: Session) -> None:
         """Make ``child`` end before this session does."""
@@ -334,4 +367,5 @@ class Session:
     def _record(self, event_type: EventType, payload: dict[str, object]) -> None:
         identity = self._identity
         entry = Entry(identity.span_id, None, event_type, render(payload), self._writer.now_us())
-        self._setting.observer.session(identity.subject, self._writer.write(entry))
+        keep = self._recorder.keep_now if event_type != "session.started" else self._writer.write
+        self._setting.observer.session(identity.subject, keep(entry))

@@ -13,6 +13,7 @@ from cra_middleware.carp.policy import Facts
 from cra_middleware.carp.quota import Counters
 from cra_middleware.carp.resolve import Options
 from cra_middleware.desk import Desk
+from cra_middleware.keeping import Keeping
 from cra_middleware.observer import Observer, Subject
 from cra_middleware.policies import Epoch, InForce
 
@@ -27,6 +28,7 @@ class Setting:
     desk: Desk
     observer: Observer
     options: Options
+    keeping: Keeping
     on_shadow: Callable[[ToolCall, Shadow], None] | None = None
     """Hears of each call that runs only because a policy is not enforced."""
 

@@ -495,13 +495,13 @@ def test_a_finaliser_that_calls_a_tool_in_the_middle_of_a_write(runtime: Runtime
     with runtime.session() as session:
         append = session._log.append
 
-        def slow(offset: int, data: bytes, /) -> None:
+        def slow(offset: int, data: bytes, events: int, /) -> None:
             session._log.append = append  # type: ignore[method-assign]
             try:
                 session.call("ticket.get", lambda: RAN.append("inside"))
             except CallRefused as refusal:
                 refused.append(refusal.code)
-            append(offset, data)
+            append(offset, data, events)
 
         session._log.append = slow  # type: ignore[method-assign]
         assert get("T") == "ticket T"

@@ -3,12 +3,14 @@
 Every event is sealed and handed to the log under one lock; the head moves only after the log has kept it, so
 a sequence number is never used for an event that is not there. What cannot be kept at once (the outcome of a
 tool that has already run, or an event from a finaliser) is *owed*: it goes first into the next write, and
-while it cannot be kept, nothing else is.
+while it cannot be kept, nothing else is. What an operator chose to do without is *missed*: the next write says how
+many events that were.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,8 +20,12 @@ from cra_middleware._clock import Clock, timestamp_text, writable_us
 from cra_middleware._ids import new_id
 from cra_middleware.errors import SinkError
 from cra_middleware.trace.event import GENESIS, EventType, Sealed, seal
+from cra_middleware.trace.payloads import render
 from cra_middleware.trace.profiles import MAX_LINE_BYTES
 from cra_middleware.trace.sink import SessionLog
+
+RETRY_SECONDS = 0.02
+"""Between two tries of a write that may go through."""
 
 
 class Entry(NamedTuple):
@@ -58,6 +64,7 @@ class ChainWriter:
         self._holder = 0  # the thread that is writing
         self._owed: deque[Entry] = deque()
         self._paid: Sequence[Entry] = ()  # owed entries that are kept already, to be dropped from the queue
+        self._missed = 0
 
     @property
     def end(self) -> Position:
@@ -86,6 +93,11 @@ class ChainWriter:
         """Keep ``entry`` with the next write. Takes no lock, so a finaliser may call it."""
         self._owed.append(entry)
 
+    def miss(self, events: int) -> None:
+        """Note that ``events`` were not kept and never will be; the next write begins with their number."""
+        with self._lock:
+            self._missed += events
+
     def settle(self) -> Sequence[Sealed]:
         """Write what is owed now.
 
@@ -97,6 +109,40 @@ class ChainWriter:
     def write_or_owe(self, entry: Entry) -> Sequence[Sealed]:
         """Keep ``entry`` now, or owe it: for an outcome, which has happened whether or not it can be kept."""
         return self._write((entry,), owe=True)
+
+    def write_until(self, deadline_seconds: float, *entries: Entry) -> Sequence[Sealed]:
+        """As ``write``, and again for ``deadline_seconds`` while the log says that it may go through. Blocks.
+
+        Raises:
+            SinkError: as ``write``, at the deadline.
+        """
+        waited = 0.0
+        while True:
+            try:
+                return self.write(*entries)
+            except SinkError as error:
+                if not error.is_transient or waited >= deadline_seconds:
+                    raise
+            time.sleep(RETRY_SECONDS)
+            waited += RETRY_SECONDS
+
+    def flush(self) -> None:
+        """Wait until everything that was kept is durable.
+
+        Raises:
+            SinkError: when the storage says that it is not.
+        """
+        self._log.flush()
+
+    @property
+    def durable_events(self) -> int:
+        """How many events survive the death of the machine."""
+        return self._log.durable_events
+
+    @property
+    def witnessed_events(self) -> int:
+        """How many events a copy elsewhere has confirmed."""
+        return self._log.witnessed_events
 
     def _write(self, entries: Sequence[Entry], owe: bool) -> Sequence[Sealed]:
         me = threading.get_ident()
@@ -131,6 +177,9 @@ class ChainWriter:
         # by index, because a finaliser may append meanwhile
         owed = [self._owed[place] for place in range(len(self._owed))] if self._owed else []
         batch = (*owed, *entries) if owed else entries
+        missed = self._missed
+        if missed and batch:
+            batch = (self._gap(missed, batch[0].span_id), *batch)
         if not batch:  # another thread has settled it
             return ()
         sequence, offset, head, _ = self._end
@@ -158,10 +207,19 @@ class ChainWriter:
             raise SinkError(f"an event is longer than {MAX_LINE_BYTES} bytes, which no reader takes")
         self._log.append(offset, data, sequence)
         # One statement, so that no interrupt comes between: what is kept must not be owed any more.
-        self._end, self._paid = Position(sequence, offset + len(data), head, batch[-1].timestamp_us), owed
+        self._end, self._paid, self._missed = (
+            Position(sequence, offset + len(data), head, batch[-1].timestamp_us),
+            owed,
+            self._missed - missed,
+        )
         if owed:
             self._drop_paid()
         return sealed
+
+    def _gap(self, missed: int, span_id: str) -> Entry:
+        message = f"{missed} events are missing here: the log could not be kept, and calls were let run all the same"
+        payload = render({"error_code": "events_dropped", "message": message, "count": missed})
+        return Entry(span_id, None, "error.occurred", payload, self.now_us())
 
     def _drop_paid(self) -> None:
         for entry in self._paid:

@@ -1,0 +1,104 @@
+"""How a session begins: a new chain with its first events, or an earlier process's, verified and continued."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from cra_middleware._ids import is_id, new_id
+from cra_middleware.admission import check_text, identity_of
+from cra_middleware.carp.messages import Request
+from cra_middleware.carp.policy import Facts
+from cra_middleware.errors import SinkError
+from cra_middleware.session import POLICY_CHANGED, Session
+from cra_middleware.setting import Identity, Setting
+from cra_middleware.trace.chain import RECOVERED
+from cra_middleware.trace.recovery import Reopened, reopen
+from cra_middleware.trace.sink import Sink
+from cra_middleware.trace.writer import ChainWriter
+
+CANONICALIZATION = "cra-1"
+"""The rules of ``_canonical``; recorded in every ``session.started``."""
+
+_logger = logging.getLogger("cra_middleware")
+
+
+class Opener:
+    """Opens the sessions of one runtime."""
+
+    def __init__(self, setting: Setting, sink: Sink) -> None:
+        self._setting = setting
+        self._sink = sink
+
+    def start(
+        self,
+        session_id: str,
+        goal: str,
+        facts: Facts,
+        extra: Mapping[str, str | None],
+        atlas_ids: Sequence[str] | None,
+        request: Request | None,
+    ) -> Session:
+        """A new session, begun and resolved.
+
+        Raises:
+            SinkError: when its trace cannot be begun.
+            ValueError: when the goal is not usable.
+        """
+        if not 0 < len(goal) <= 10_000:
+            raise ValueError("goal must have 1 to 10,000 characters")
+        check_text("goal", goal)
+        setting, epoch = self._setting, self._setting.policies.epoch
+        log = self._sink.create(session_id)
+        try:
+            identity = Identity(session_id, new_id(), new_id(), goal, facts)
+            writer = ChainWriter(log, setting.clock, session_id, identity.trace_id)
+            session = Session(setting, identity, writer, log)
+            metadata = {
+                "policy_digest": epoch.policy_digest,
+                "mode": "enforce" if setting.on_shadow is None else "observe",
+                "default_decision": epoch.resolver.default_decision,
+                "canonicalization": CANONICALIZATION,
+                **{key: value for key, value in extra.items() if value is not None},
+            }
+            named = None if atlas_ids is None else list(atlas_ids)
+            session.start({"agent_id": facts.agent_id, "goal": goal, "atlas_ids": named, "metadata": metadata})
+            session.resolve(request)
+        except BaseException:  # whatever it was, the log must not stay locked
+            log.close()
+            raise
+        return session
+
+    def resume(self, session_id: str, context: Mapping[str, object] | None) -> Session:
+        """A session of an earlier process, verified and resolved anew.
+
+        Raises:
+            ChainBroken: when it was ended, or its trace was changed.
+            SinkError: when there is no such session, or another writer has it.
+        """
+        if not is_id(session_id):
+            raise SinkError("a session id is a lower-case UUID")
+        setting = self._setting
+        log = self._sink.reopen(session_id)
+        try:
+            found = reopen(log, session_id)
+            identity = identity_of(found, context)
+            writer = ChainWriter(log, setting.clock, session_id, identity.trace_id, found.end)
+            session = Session(setting, identity, writer, log, found.actions)
+            self._note_differences(session, found)
+            session.resolve()
+        except BaseException:  # whatever it was, the log must not stay locked
+            log.close()
+            raise
+        return session
+
+    def _note_differences(self, session: Session, found: Reopened) -> None:
+        if found.torn is not None:
+            message = "a torn end was moved to a quarantine; the chain goes on behind the last whole event"
+            session.note(RECOVERED, message, bytes=found.torn.size, sha256=found.torn.sha256)
+            _logger.warning("session %s: %d torn bytes were set aside", session.id, found.torn.size)
+        metadata = found.first.payload.get("metadata")
+        before = metadata.get("policy_digest") if isinstance(metadata, dict) else None
+        digest = self._setting.policies.epoch.policy_digest
+        if before != digest:
+            session.note(POLICY_CHANGED, f"resumed under the policies {digest}")
