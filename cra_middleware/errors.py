@@ -15,9 +15,13 @@
     ├── AtlasError               an Atlas that must not be loaded; carries every finding
     └── TraceError
         ├── ChainBroken          a trace does not verify
-        └── SinkError            a sink did not keep an event
+        ├── SinkError            a sink did not keep an event
+        ├── NoteError            a signed head cannot be read or is not signed by the key given
+        └── ProofError           a proof is malformed or does not prove what it says
 
-Beside their stores stand ``ApprovalError`` (an answer that does not count) and ``CountersError``, both a ``CRAError``.
+``NoteError`` and ``ProofError`` are defined in ``trace.note`` and ``trace.proof``. Beside their files and stores stand
+``ApprovalError`` (an answer that does not count), ``CountersError`` and ``SigningKeyError`` (a key cannot be made or
+used), each a ``CRAError``.
 Names end in ``Error`` except below ``CallRefused``, where the name is the answer an agent gets.
 An adapter that catches ``CallRefused`` misses no refusal.
 """

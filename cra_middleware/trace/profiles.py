@@ -21,6 +21,7 @@ import orjson
 
 from cra_middleware._ids import UUID_TEXT
 from cra_middleware.trace.event import EVENT_TYPES, TRACE_VERSION, Event
+from cra_middleware.trace.strict_json import NotJSONError, StrictJSONError, read_object
 
 Profile = Literal["cra", "cra-core", "appendix-b"]
 
@@ -192,33 +193,12 @@ def _read_foreign(line: bytes, profile: Profile) -> Read:
 
 
 def _object(line: bytes) -> dict[str, object]:
-    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        if len({key for key, _ in pairs}) != len(pairs):
-            raise MalformedError("a key occurs twice")
-        return dict(pairs)
-
     try:
-        # decoded here, because json.loads would also take UTF-16, a byte order mark and broken UTF-8
-        value: object = json.loads(
-            line.decode(), object_pairs_hook=unique, parse_constant=_no_constant, parse_int=_whole
-        )
-    except MalformedError:
-        raise
-    except (ValueError, RecursionError) as error:
+        return read_object(line)
+    except NotJSONError as error:
         raise MalformedError(_why(line)) from error
-    if not isinstance(value, dict):
-        raise MalformedError("not a JSON object")
-    return value
-
-
-def _no_constant(name: str) -> object:
-    raise MalformedError(f"{name} is not JSON")
-
-
-def _whole(text: str) -> int:
-    if text == "-0":  # would be hashed as 0
-        raise MalformedError("-0 is no integer")
-    return int(text)
+    except StrictJSONError as error:
+        raise MalformedError(str(error)) from error
 
 
 def _why(line: bytes) -> str:
