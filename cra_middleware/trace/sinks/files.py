@@ -14,7 +14,8 @@ from cra_middleware.errors import SinkError
 from cra_middleware.trace.sink import Torn
 
 QUARANTINE = ".torn"
-READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+"""How a small file of ours is opened: no link is followed, and a pipe in its place does not keep anybody waiting."""
 
 
 def open_locked(path: Path, *, is_new: bool) -> int:

@@ -9,15 +9,19 @@ instead of a forked chain.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cra_middleware._ids import is_id
-from cra_middleware.errors import SinkError
+from cra_middleware.errors import ChainBroken, SinkError
+from cra_middleware.trace.ledger.book import read_book
+from cra_middleware.trace.ledger.follower import LedgerFollower
+from cra_middleware.trace.ledger.session_tree import SessionTree
+from cra_middleware.trace.note import Signer
 from cra_middleware.trace.query import select
 from cra_middleware.trace.sink import Health, Query, SessionLog
 from cra_middleware.trace.sinks.files import failed
-from cra_middleware.trace.sinks.jsonl_log import Follower, JsonlLog, Rotation
+from cra_middleware.trace.sinks.jsonl_log import JsonlLog, Rotation
 from cra_middleware.trace.sinks.segments import (
     Segment,
     durable_events,
@@ -44,7 +48,8 @@ class JsonlSink:
         *,
         segment_bytes: int = SEGMENT_BYTES,
         segment_seconds: float = SEGMENT_SECONDS,
-        follower: Follower | None = None,
+        signer: Signer | None = None,
+        on_head: Callable[[str], object] | None = None,
     ) -> None:
         """Make the folder when it is not there.
 
@@ -53,19 +58,21 @@ class JsonlSink:
             sync_interval_seconds: how long an event may be in the operating system's hands only.
             segment_bytes: the size at which a session goes on in a new file.
             segment_seconds: the age at which it does.
-            follower: hears what has become durable.
+            signer: signs heads over what has become durable, in the folder's ``ledger``.
+            on_head: hears of each head that this process signs.
 
         Raises:
-            SinkError: when the folder cannot be made.
+            ChainBroken: when the folder's ledger was changed since it was signed.
+            SinkError: when the folder cannot be made, or its ledger cannot be used.
         """
         self._folder = Path(folder).absolute()  # a later chdir changes nothing
         self._syncer = Syncer(sync_interval_seconds)
         self._rotation = Rotation(segment_bytes, segment_seconds)
-        self._follower = follower
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise failed(f"the trace folder {self._folder} cannot be made", error) from error
+        self._follower = None if signer is None else LedgerFollower(self._folder, signer, on_head)
 
     @property
     def folder(self) -> Path:
@@ -74,6 +81,8 @@ class JsonlSink:
 
     def create(self, session_id: str, /) -> SessionLog:
         _check_id(session_id)
+        if self._follower is not None:
+            self._follower.check()
         return self._open([segment(self._folder, session_id, 0)], 0, is_new=True)
 
     def reopen(self, session_id: str, /) -> SessionLog:
@@ -83,6 +92,11 @@ class JsonlSink:
         if segments_of(self._folder, session_id) != files:  # another writer went on before this one had the lock
             log.close()
             raise SinkError(f"{files[-1].path} has another writer: one process writes a session at a time")
+        try:
+            self._check_signed(session_id)
+        except BaseException:  # whatever it was, the log must not stay locked
+            log.close()
+            raise
         return log
 
     def session_ids(self) -> list[str]:
@@ -114,6 +128,25 @@ class JsonlSink:
 
     def close(self) -> None:
         self._syncer.stop()
+        if self._follower is not None:
+            self._follower.close()
+
+    def _check_signed(self, session_id: str) -> None:
+        """Damage below a signed head is no crash's."""
+        book = read_book(self._folder)
+        try:
+            entry = None if book is None else book.last_about(session_id)
+        except ValueError as error:
+            raise ChainBroken(f"the ledger in {self._folder} holds something else than entries ({error})") from error
+        if entry is None:
+            return
+        tree = SessionTree(self._folder, session_id)
+        tree.grow(entry.size)
+        if tree.entry() != entry:
+            raise ChainBroken(
+                f"session {session_id} is not what the ledger says of its first {entry.size} events: it was changed. "
+                "It is left as it is; look at it with `cra trace verify`"
+            )
 
     def _open(self, files: list[Segment], durable: int | None, *, is_new: bool) -> JsonlLog:
         return JsonlLog(files, durable, self._syncer, self._rotation, self._follower, is_new=is_new)

@@ -48,10 +48,14 @@ _logger = logging.getLogger("cra_middleware.trace")
 
 
 class Follower(Protocol):
-    """Hears what has become durable: the tree that signed heads are made from."""
+    """Hears what has become durable: whoever signs heads about it."""
 
-    def durable(self, session_id: str, lines: bytes, events: int, /) -> None:
-        """``lines`` are on the disk; the session now has ``events`` durable events. Never raises."""
+    def durable(self, session_id: str, events: int, new: int, /) -> None:
+        """A session has ``events`` events on the disk, ``new`` of them since the last time. Never raises."""
+        ...
+
+    def ended(self, session_id: str, /) -> None:
+        """This process writes nothing more to a session. Never raises."""
         ...
 
 
@@ -194,6 +198,8 @@ class JsonlLog:
                     fcntl.flock(self._file.fd, fcntl.LOCK_UN)  # forked children still hold copies of the descriptor
                     if is_sealed:
                         self._note_path.unlink(missing_ok=True)
+                    if self._follower is not None:
+                        self._follower.ended(self._session_id)
                 self._let_go()
 
     def _is_closed(self) -> bool:
@@ -294,17 +300,17 @@ class JsonlLog:
             return
         for old in retired:
             os.close(old.fd)
-        self._confirm(b"".join(lines), events)
+        self._confirm(events)
 
-    def _confirm(self, lines: bytes, events: int) -> None:
+    def _confirm(self, events: int) -> None:
         """Note what is durable. The note may be lost with the machine's power; then it says less than is true."""
-        self.durable_events = events
+        new, self.durable_events = events - self.durable_events, events
         with suppress(OSError, SinkError):  # an older note says less, and is true
             if self._note < 0:
                 self._note = open_note(self._note_path)
             os.pwrite(self._note, durable_text(events), 0)
-        if self._follower is not None and lines:
-            self._follower.durable(self._session_id, lines, events)
+        if self._follower is not None and new > 0:
+            self._follower.durable(self._session_id, events, new)
 
     def _move_to_new_file(self, why: str) -> None:
         """Go on in a new file from the last event that is durable. Nothing is appended meanwhile.
@@ -329,7 +335,7 @@ class JsonlLog:
         with self._turn:
             self._file, self._unsynced, self._retired = file, [], []
             self._disk_failure = None
-        self._confirm(lines, self._events)
+        self._confirm(self._events)
 
     def _move_behind(self, offset: int) -> list[Path]:
         """Move everything behind ``offset`` to quarantines, the last file first, and open the file that it is in."""

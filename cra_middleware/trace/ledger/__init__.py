@@ -1,0 +1,1 @@
+"""The log over the sessions of a folder, and its signed heads."""
