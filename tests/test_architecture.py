@@ -31,7 +31,7 @@ FLOORS: list[set[str]] = [
     {"call_flow", "admission"},
     {"session"},
     {"open_sessions", "opening", "telemetry"},
-    {"keys", "verification"},
+    {"evidence", "keys", "verification"},
     {"runtime", "decorators"},
     {"policy_tests", "replay", "sketch", "testing"},
     {"cli"},

@@ -10,6 +10,7 @@ from pathlib import Path
 from cra_middleware.cli.output import complain, stop
 from cra_middleware.errors import SinkError
 from cra_middleware.trace.event import Event
+from cra_middleware.trace.ledger.book import FOLDER
 from cra_middleware.trace.sinks.segments import SUFFIX
 from cra_middleware.verification import FileReport, read_events, verify
 
@@ -30,7 +31,7 @@ def trace_files(names: Sequence[str]) -> list[tuple[str, str | None]]:
         except OSError as error:
             found.append((name, f"{name} cannot be read: {error.strerror or error}"))
             continue
-        if not inside:
+        if not inside and not (folder / FOLDER / "entries").exists():  # a ledger tells what is gone
             raise stop(f"{name} has no *{SUFFIX} files; name the folder that traces are written to", 2)
         for item in inside:  # a pipe or a device planted there would never end
             found.append((str(item), None if item.is_file() else f"{item} is not a plain file"))
@@ -41,14 +42,14 @@ def try_verify(path: str) -> FileReport | str:
     """The verdicts on a file, or why it cannot be read."""
     try:
         size = Path(path).stat().st_size if Path(path).is_file() else 0
-        with _progress(path, size) as progress:
+        with progress_bar(path, size) as progress:
             return verify(path, progress)
     except (SinkError, OSError) as error:
         return str(error) if isinstance(error, SinkError) else f"{path} cannot be read: {error.strerror or error}"
 
 
 @contextmanager
-def _progress(path: str, size: int) -> Iterator[Callable[[int], None] | None]:
+def progress_bar(path: str, size: int) -> Iterator[Callable[[int], None] | None]:
     """A bar on stderr, when the file is large and somebody looks."""
     if size <= LARGE_BYTES or not sys.stderr.isatty():
         yield None

@@ -3,13 +3,16 @@
 The order of checks is genesis, link, sequence, hash. In profile ``cra`` also: the payload's keys, that the
 first event is ``session.started`` and nothing follows ``session.ended``, and that each call goes requested,
 approved, one outcome. A verdict is never a bare "valid": dropped last lines leave a chain INTACT.
+
+Memory does not grow with the chain. What is remembered is the calls that are still open, and the last
+``REMEMBERED`` ids; our event ids grow, and one that is larger than all before it cannot have occurred before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from cra_middleware.trace.event import GENESIS, Event
 from cra_middleware.trace.payloads import payload_problem
@@ -18,13 +21,17 @@ from cra_middleware.trace.profiles import MAX_LINE_BYTES, MalformedError, Profil
 ErrorKind = Literal[
     "invalid_genesis", "chain_broken", "sequence_gap", "hash_mismatch", "malformed_event", "truncated", "forked"
 ]
-_BEFORE = {
+BEFORE: dict[str, str | None] = {
     "action.requested": None,
     "action.approved": "action.requested",
     "action.denied": "action.requested",
     "action.executed": "action.approved",
     "action.failed": "action.approved",
 }
+"""The event of a call that comes before each of them."""
+_LAST = ("action.denied", "action.executed", "action.failed")
+REMEMBERED = 100_000
+"""Ids that a repetition is found among, however far back it is in an honest writer's order."""
 RECOVERED = "torn_tail_recovered"
 """The ``error_code`` of the event that goes on after a torn tail was moved aside."""
 
@@ -60,26 +67,59 @@ class Verdict:
     error: Problem | None = None
     recovered: Recovery | None = None
     head_hash: str = GENESIS
+    first_sequence: int = 0
+    """Of the first event that was there to verify."""
 
     def __str__(self) -> str:
         if self.error is not None:
             return f"BROKEN at event {self.error.sequence}: {self.error.kind}: {self.error.message}"
         end = "SEALED" if self.sealed else "NOT SEALED: the end may be missing"
         mended = "" if self.recovered is None else f", RECOVERED ({self.recovered.bytes} torn bytes set aside)"
-        return f"INTACT, {end}{mended}"
+        begin = f" FROM EVENT {self.first_sequence}" if self.first_sequence else ""
+        return f"INTACT{begin}, {end}{mended}"
+
+
+class Start(NamedTuple):
+    """Where a chain is taken up whose beginning is elsewhere."""
+
+    sequence: int
+    previous_event_hash: str
+
+
+class _Recent:
+    """The last ids that were met: two generations, so that forgetting costs nothing."""
+
+    __slots__ = ("_new", "_old")
+
+    def __init__(self) -> None:
+        self._new: set[str] = set()
+        self._old: set[str] = set()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._new or name in self._old
+
+    def add(self, name: str) -> None:
+        self._new.add(name)
+        if len(self._new) >= REMEMBERED:
+            self._old, self._new = self._new, set()
 
 
 class Verifier:
     """Checks one session's chain, event by event; ``add`` says what is wrong, and stays at the first fault."""
 
-    def __init__(self, profile: Profile, expected_session: str | None = None) -> None:
+    def __init__(self, profile: Profile, expected_session: str | None = None, start: Start | None = None) -> None:
         self._profile: Profile = profile
         self._session = expected_session
-        self._count = 0
-        self._head = GENESIS
+        self._start = start or Start(0, GENESIS)
+        self._count, self._head = self._start
         self._last: Event | None = None
-        self._ids: set[str] = set()
-        self._calls: dict[str, str] = {}  # execution_id -> the last event of that call
+        self._ids = _Recent()
+        self._open: dict[str, str] = {}  # execution_id -> the last event of that call
+        self._over = _Recent()
+        self.begun_before: dict[str, str] = {}
+        """Calls whose beginning is not in this chain, with the first event of them that is."""
+        self.smallest_id, self.largest_id = "", ""
+        self.smallest_call, self.largest_call = "", ""
         self._error: Problem | None = None
         self._recovered: Recovery | None = None
 
@@ -87,6 +127,16 @@ class Verifier:
     def last(self) -> Event | None:
         """The last event that verified."""
         return self._last
+
+    @property
+    def end(self) -> Start:
+        """Where the next event goes."""
+        return Start(self._count, self._head)
+
+    @property
+    def open_calls(self) -> dict[str, str]:
+        """Calls without an outcome so far, with the last event of each."""
+        return self._open
 
     def add(self, line: bytes) -> Event | Problem:
         """Check one line (without newline); the event, or why it is not the next one of this chain."""
@@ -104,6 +154,10 @@ class Verifier:
         self._head = event.event_hash
         self._last = event
         self._ids.add(event.event_id)
+        if not self.smallest_id or event.event_id < self.smallest_id:
+            self.smallest_id = event.event_id
+        if event.event_id > self.largest_id:
+            self.largest_id = event.event_id
         return event
 
     def fail(self, kind: ErrorKind, message: str) -> Problem:
@@ -114,17 +168,18 @@ class Verifier:
 
     def verdict(self) -> Verdict:
         """What the events so far add up to."""
-        if self._count == 0:
+        if self._last is None:
             self.fail("truncated", "there are no events")
         return Verdict(
             session_id=self._session,
             profile=self._profile,
-            events=self._count,
+            events=self._count - self._start.sequence,
             intact=self._error is None,
             sealed=self._error is None and self._last is not None and self._last.event_type == "session.ended",
             error=self._error,
             recovered=self._recovered,
             head_hash=self._head,
+            first_sequence=self._start.sequence,
         )
 
     def _check(self, event: Event, computed: str) -> Problem | None:
@@ -133,7 +188,7 @@ class Verifier:
             self._session = event.session_id
         if event.session_id != self._session:
             return self.fail("malformed_event", f"belongs to session {event.session_id}, not {self._session}")
-        if last is None and event.previous_event_hash != GENESIS:
+        if last is None and self._start.sequence == 0 and event.previous_event_hash != GENESIS:
             return self.fail(
                 "invalid_genesis", "the first event does not start from 64 zeros: earlier ones are missing"
             )
@@ -143,7 +198,7 @@ class Verifier:
             return self.fail("sequence_gap", f"sequence {event.sequence} where {self._count} belongs")
         if computed != event.event_hash:
             return self.fail("hash_mismatch", f"event {event.sequence} was changed after it was written")
-        if event.event_id in self._ids:
+        if event.event_id <= self.largest_id and event.event_id in self._ids:
             return self.fail("malformed_event", f"event_id {event.event_id} occurs twice")
         if self._profile == "cra":
             return self._order(event)
@@ -163,7 +218,7 @@ class Verifier:
         problem = payload_problem(kind, payload)
         if problem is not None:
             return self.fail("malformed_event", problem)
-        if (last is None) != (kind == "session.started"):
+        if (self._count == 0) != (kind == "session.started"):
             return self.fail("malformed_event", "session.started must be the first event, and only that")
         if last is not None and last.event_type == "session.ended":
             return self.fail("malformed_event", "an event after session.ended")
@@ -175,18 +230,40 @@ class Verifier:
         return None
 
     def _call(self, call: str, kind: str) -> Problem | None:
-        if self._calls.get(call) != _BEFORE[kind]:
+        before = self._open.get(call)
+        is_new = before is None and call not in self._over
+        if before != BEFORE[kind]:
+            if not is_new or self._start.sequence == 0:
+                return self.fail("malformed_event", f"{kind} is out of order for execution {call}")
+            self.begun_before[call] = kind  # it was begun before the place where this chain is taken up
+        elif before is None and not is_new:
             return self.fail("malformed_event", f"{kind} is out of order for execution {call}")
-        self._calls[call] = kind
+        elif before is None:
+            self.largest_call = max(self.largest_call, call)
+            self.smallest_call = min(self.smallest_call or call, call)
+        if kind in _LAST:
+            self._open.pop(call, None)
+            self._over.add(call)
+        else:
+            self._open[call] = kind
+            if len(self._open) > REMEMBERED:
+                return self.fail("malformed_event", f"more than {REMEMBERED} calls have no outcome")
         return None
 
 
-def verify_lines(chunks: Iterable[bytes], file_session: str | None = None) -> tuple[Verdict, ...]:
+def verify_lines(
+    chunks: Iterable[bytes],
+    file_session: str | None = None,
+    start: Start | None = None,
+    on_event: Callable[[Event], None] | None = None,
+) -> tuple[Verdict, ...]:
     """Verify the sessions of one log.
 
     Args:
         chunks: the log's lines as bytes, each with its newline; the last may lack it.
         file_session: the session that a file's own name promises, if it does.
+        start: where the log begins, when that is not at its session's first event; profile ``cra`` only.
+        on_event: hears of each event that verified.
     """
     profile: Profile | None = None
     chains: dict[str, Verifier] = {}
@@ -197,20 +274,27 @@ def verify_lines(chunks: Iterable[bytes], file_session: str | None = None) -> tu
         if profile is None:
             profile = choose(line)
         if current is None or profile != "cra":
-            current = _chain_of(line, profile, chains, current, file_session)
+            current = _chain_of(line, profile, chains, current, file_session, start)
         if not fits:
             current.fail("malformed_event", f"a line is longer than {MAX_LINE_BYTES} bytes")
         elif not whole:
             current.fail("truncated", f"the last line is torn ({len(line)} bytes): the writer died, or the end was cut")
         else:
-            current.add(line)
+            event = current.add(line)
+            if on_event is not None and isinstance(event, Event):
+                on_event(event)
     if not chains:
-        return (Verifier(profile or "cra", file_session).verdict(),)
+        return (Verifier(profile or "cra", file_session, start).verdict(),)
     return tuple(chain.verdict() for chain in chains.values())
 
 
 def _chain_of(
-    line: bytes, profile: Profile, chains: dict[str, Verifier], current: Verifier | None, file_session: str | None
+    line: bytes,
+    profile: Profile,
+    chains: dict[str, Verifier],
+    current: Verifier | None,
+    file_session: str | None,
+    start: Start | None,
 ) -> Verifier:
     """The chain that ``line`` belongs to.
 
@@ -225,7 +309,7 @@ def _chain_of(
             if current is not None:
                 return current
     if key not in chains:
-        chains[key] = Verifier(profile, file_session if profile == "cra" else None)
+        chains[key] = Verifier(profile, file_session, start) if profile == "cra" else Verifier(profile)
     return chains[key]
 
 

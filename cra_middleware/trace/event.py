@@ -11,7 +11,6 @@ before it believes a hash: sequence 12 + "2026…" and 122 + "026…" would be t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Literal, NamedTuple, get_args
 
@@ -39,8 +38,7 @@ EventType = Literal[
 EVENT_TYPES: frozenset[str] = frozenset(get_args(EventType))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
+class Event(NamedTuple):
     """One event as read from a log."""
 
     event_id: str

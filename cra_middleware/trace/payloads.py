@@ -81,8 +81,26 @@ _TABLE: dict[str, tuple[_Keys, _Keys]] = {
 }
 
 
+# By type instead of by isinstance: what a JSON parser gives. Whatever is not found here is looked at again, slowly.
+_PLAIN: dict[str, dict[str, tuple[type, ...]]] = {
+    kind: {key: types for part in parts for key, types in part.items() if types != _ANY}
+    for kind, parts in _TABLE.items()
+}
+
+
 def payload_problem(kind: str, payload: Mapping[str, object]) -> str | None:
     """Why ``payload`` is not one of ``kind``, or None."""
+    plain = _PLAIN[kind]
+    for key, value in payload.items():
+        if type(value) not in plain.get(key, ()):
+            break
+    else:
+        if _TABLE[kind][0].keys() <= payload.keys():
+            return None
+    return _slow_problem(kind, payload)
+
+
+def _slow_problem(kind: str, payload: Mapping[str, object]) -> str | None:
     required, optional = _TABLE[kind]
     missing = required.keys() - payload.keys()
     if missing:

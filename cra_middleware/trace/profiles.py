@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from hashlib import sha256
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import orjson
 
@@ -28,15 +28,15 @@ Profile = Literal["cra", "cra-core", "appendix-b"]
 MAX_LINE_BYTES = 16 * 1024 * 1024
 """A longer line is malformed: it is not even read into memory."""
 
-_ID = UUID_TEXT.pattern.encode()
-_TIME = rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00"
+_ID = UUID_TEXT.pattern
+_TIME = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}\+00:00"
 # The payload is whatever stands between two fixed texts; that it is one JSON object, and the only way
 # to read the line, is checked by parsing it on its own.
 _LINE = re.compile(
-    rb'\{"trace_version":"1\.0","event_id":"(%(id)s)","trace_id":"(%(id)s)","span_id":"(%(id)s)",'
-    rb'"parent_span_id":(?:null|"(%(id)s)"),"session_id":"(%(id)s)","sequence":(0|[1-9][0-9]{0,15}),'
-    rb'"timestamp":"(%(time)s)","event_type":"([a-z.]{1,64})","payload":(\{.*\}),'
-    rb'"event_hash":"([0-9a-f]{64})","previous_event_hash":"([0-9a-f]{64})"\}' % {b"id": _ID, b"time": _TIME},
+    rf'\{{"trace_version":"1\.0","event_id":"({_ID})","trace_id":"({_ID})","span_id":"({_ID})",'
+    rf'"parent_span_id":(?:null|"({_ID})"),"session_id":"({_ID})","sequence":(0|[1-9][0-9]{{0,15}}),'
+    rf'"timestamp":"({_TIME})","event_type":"([a-z.]{{1,64}})","payload":(\{{.*\}}),'
+    r'"event_hash":"([0-9a-f]{64})","previous_event_hash":"([0-9a-f]{64})"\}',
     re.DOTALL,
 )
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -51,8 +51,7 @@ class MalformedError(ValueError):
     """A line is not an event of its profile; the message says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
+class Read(NamedTuple):
     """An event as read, and the hash its bytes really have."""
 
     event: Event
@@ -61,7 +60,7 @@ class Read:
 
 def choose(line: bytes) -> Profile:
     """The profile of a chain whose first line is ``line``."""
-    if _LINE.fullmatch(line):
+    if _LINE.fullmatch(line.decode(errors="replace")):
         return "cra"
     try:
         fields = _object(line)
@@ -94,52 +93,42 @@ def read(line: bytes, profile: Profile) -> Read:
 
 
 def _read_cra(line: bytes) -> Read:
-    match = _LINE.fullmatch(line)
+    try:
+        match = _LINE.fullmatch(line.decode())
+    except UnicodeDecodeError as error:
+        raise MalformedError(_why(line)) from error
     if match is None:
         raise MalformedError(_why(line))
-    payload_text = match[9]
+    event_id, trace_id, span_id, parent, session_id, sequence, time, kind, text, event_hash, previous = match.groups()
+    stored = text.encode()
     try:
-        payload = orjson.loads(payload_text)
+        payload = orjson.loads(stored)
         canonical = orjson.dumps(payload, option=orjson.OPT_SORT_KEYS)
     except (orjson.JSONDecodeError, TypeError) as error:  # TypeError: orjson's own encode error
         raise MalformedError("the payload is not JSON, or nested too deeply") from error
-    if canonical != payload_text:
+    if canonical != stored:
         raise MalformedError("the payload is not canonical JSON")
-    event_id, trace_id, span_id, parent, session_id, sequence, time, kind, _, event_hash, previous = (
-        None if group is None else group.decode() for group in match.groups()
-    )
-    # every group but `parent` takes part in a full match
-    assert event_id
-    assert trace_id
-    assert span_id
-    assert session_id
-    assert sequence
-    assert time
-    assert kind
-    assert event_hash
-    assert previous
     _known(kind)
-    try:
-        datetime.fromisoformat(time)
-    except ValueError as error:
-        raise MalformedError("the timestamp is no time") from error
+    if not _is_time(time[:19]):
+        raise MalformedError("the timestamp is no time")
     if time[23:26] == "000":
         raise MalformedError("the timestamp ends in three zeros")
-    text = b"".join((b"1.0", *(group or b"" for group in match.group(1, 2, 3, 4, 5, 6, 7, 8)), payload_text, match[11]))
+    head = f"1.0{event_id}{trace_id}{span_id}{parent or ''}{session_id}{sequence}{time}{kind}"
+    computed = sha256(b"%b%b%b" % (head.encode(), stored, previous.encode())).hexdigest()
     event = Event(
-        event_id=event_id,
-        trace_id=trace_id,
-        span_id=span_id,
-        parent_span_id=parent,
-        session_id=session_id,
-        sequence=int(sequence),
-        timestamp=time,
-        event_type=kind,
-        payload=payload,
-        event_hash=event_hash,
-        previous_event_hash=previous,
+        event_id, trace_id, span_id, parent, session_id, int(sequence), time, kind, payload, event_hash, previous
     )
-    return Read(event, sha256(text).hexdigest())
+    return Read(event, computed)
+
+
+@lru_cache(maxsize=64)
+def _is_time(text: str) -> bool:
+    """Whether there is such a second; neighbouring events mostly share theirs."""
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _read_foreign(line: bytes, profile: Profile) -> Read:

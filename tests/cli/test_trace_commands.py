@@ -15,7 +15,10 @@ from cra_middleware.testing import FrozenClock
 from tests.cli.conftest import Cra, foreign, rewrite
 from tests.conftest import NOON, manifest
 
-SESSION_KEYS = {"session_id", "events", "profile", "intact", "sealed", "error"}
+SESSION_KEYS = {
+    *("session_id", "events", "profile", "intact", "sealed", "error"),
+    *("signed_events", "witnessed_events", "problems"),
+}
 
 
 def test_verify_says_it_in_the_verdicts_words(cra: Cra, recorded: Path) -> None:
@@ -33,11 +36,15 @@ def test_verify_json(cra: Cra, recorded: Path) -> None:
         "profile": "cra",
         "intact": True,
         "sealed": True,
+        "signed_events": 0,
+        "witnessed_events": 0,
+        "problems": [],
         "error": None,
     }
+    folder = {"path": str(recorded.parent), "head": None, "missing": [], "problems": []}
     ran = cra("trace", "verify", recorded, "--format", "json")
     assert ran.code == 0
-    assert ran.json == {"files": [{"path": str(recorded), "sessions": [session]}]}
+    assert ran.json == {"files": [{"path": str(recorded), "sessions": [session]}], "folders": [folder]}
 
 
 def test_an_unsealed_trace(cra: Cra, recorded: Path) -> None:

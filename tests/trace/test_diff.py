@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -34,7 +33,7 @@ def changed(place: int, **payload: Any) -> list[Event]:
     """A, with one event's payload changed; None takes a key away."""
     gone = {key for key, value in payload.items() if value is None}
     new = {key: value for key, value in {**A[place].payload, **payload}.items() if key not in gone}
-    return [replace(event, payload=new) if number == place else event for number, event in enumerate(A)]
+    return [event._replace(payload=new) if number == place else event for number, event in enumerate(A)]
 
 
 def place(kind: str) -> int:
@@ -98,7 +97,7 @@ def test_which_events_belong_together() -> None:
     """An execution that suddenly belongs to another call is breaking, though every id is ignored."""
     first, second = (number for number, event in enumerate(A) if event.event_type == "action.executed")
     swapped = [
-        replace(event, payload={**event.payload, "execution_id": A[first].payload["execution_id"]})
+        event._replace(payload={**event.payload, "execution_id": A[first].payload["execution_id"]})
         if number == second
         else event
         for number, event in enumerate(A)

@@ -1,0 +1,153 @@
+"""One session: its chain, over all of its files, and what others say of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import NamedTuple
+
+from cra_middleware.errors import SinkError
+from cra_middleware.evidence.comparison import Comparison
+from cra_middleware.evidence.reports import SessionReport
+from cra_middleware.trace.chain import Verdict, verify_lines
+from cra_middleware.trace.entry import Entry
+from cra_middleware.trace.parts import PART_BYTES, Joined, Part, verify_part
+from cra_middleware.trace.pruned import Pruned, read_pruned
+from cra_middleware.trace.sinks.segments import Segment, durable_events, read_segments
+from cra_middleware.trace.witness import Witness
+
+Progress = Callable[[int], None]
+"""Told the number of bytes read."""
+
+_AHEAD = 4
+"""Parts that are verified before the first of them is asked for."""
+
+
+class Subject(NamedTuple):
+    """A session to verify, with what the ledger says of it."""
+
+    folder: Path
+    session_id: str
+    files: list[Segment]
+    entries: tuple[Entry, ...]
+    signed_events: int
+    """How many of its events the heads cover, if they are those that the ledger was told of."""
+
+
+def verify_session(
+    subject: Subject, witness: Witness | None = None, progress: Progress | None = None, workers: Executor | None = None
+) -> list[SessionReport]:
+    """The report on one session; several when its file is another implementation's and holds several.
+
+    Args:
+        witness: a copy to compare with.
+        progress: told the number of bytes read.
+        workers: processes that verify parts of a large file; where they do not all say yes, it is read again here.
+    """
+    paths = tuple(str(known.path) for known in subject.files)
+    for known in subject.files:
+        if not known.path.is_file():  # a pipe or a device planted there would never end
+            return [_unreadable(subject, f"{known.path} is not a plain file")]
+    try:
+        pruned = read_pruned(subject.folder, subject.session_id)
+        durable = durable_events(subject.folder, subject.session_id)
+        comparison = _comparison(subject, witness, pruned)
+        verdicts = None
+        if workers is not None and witness is None and pruned is None:
+            verdicts = _in_parts(subject, comparison, progress, workers)
+        if verdicts is None:
+            comparison = _comparison(subject, witness, pruned)
+            verdicts = _in_order(subject, comparison, pruned, progress)
+    except SinkError as error:
+        return [_unreadable(subject, str(error))]
+    if verdicts and verdicts[0].profile != "cra":
+        return [SessionReport(verdict.session_id, paths, verdict, verdict.events) for verdict in verdicts]
+    verdict = verdicts[0] if verdicts else None
+    problems: list[str] = []
+    if verdict is None or verdict.intact:
+        problems = comparison.finish()
+        if durable is not None and durable > comparison.size:
+            problems.append(
+                f"{durable} events had reached the disk, and {comparison.size} are there: its end was removed"
+            )
+    return [
+        SessionReport(
+            subject.session_id,
+            paths,
+            verdict,
+            comparison.size,
+            0 if pruned is None else len(pruned),
+            0 if problems else min(subject.signed_events, comparison.size),
+            comparison.witnessed,
+            tuple(problems),
+        )
+    ]
+
+
+def _comparison(subject: Subject, witness: Witness | None, pruned: Pruned | None) -> Comparison:
+    comparison = Comparison(subject.entries, subject.session_id, witness)
+    if pruned is not None:
+        comparison.take(pruned)
+    return comparison
+
+
+def _in_order(
+    subject: Subject, comparison: Comparison, pruned: Pruned | None, progress: Progress | None
+) -> tuple[Verdict, ...]:
+    """Every line, from the first that is left to the last; no verdict when nothing is left."""
+    if not subject.files and pruned is not None:
+        return ()
+    lines = _wanted_lines(subject.files, 0 if pruned is None else len(pruned))
+    if progress is not None:
+        lines = _counted(lines, progress)
+    return verify_lines(lines, subject.session_id, None if pruned is None else pruned.start, comparison.add)
+
+
+def _wanted_lines(files: list[Segment], first: int) -> Iterator[bytes]:
+    """What is left of a session. A file that should have been removed with others counts for what was not."""
+    surplus = max(0, first - files[0].first) if files else 0
+    for place, line in enumerate(read_segments(files)):
+        if place >= surplus:
+            yield line
+
+
+def _in_parts(
+    subject: Subject, comparison: Comparison, progress: Progress | None, workers: Executor
+) -> tuple[Verdict, ...] | None:
+    """All parts of one large file at once; None when it is not that, or does not simply verify."""
+    if len(subject.files) != 1 or subject.files[0].path.stat().st_size < 2 * PART_BYTES:
+        return None
+    path = subject.files[0].path
+    joined = Joined(subject.session_id)
+    for part in _parts(path, comparison.wants_leaves, workers):
+        if part is None or not joined.add(part):
+            return None
+        comparison.take_leaves(part.leaves, part.end)
+        if progress is not None:
+            progress(part.bytes)
+    return (joined.verdict(),)
+
+
+def _parts(path: Path, wants_leaves: bool, workers: Executor) -> Iterator[Part | None]:
+    size = path.stat().st_size
+    places = range(0, size, PART_BYTES)
+    running = []
+    for begin in places:
+        running.append(workers.submit(verify_part, str(path), begin, min(begin + PART_BYTES, size), wants_leaves))
+        if len(running) > _AHEAD:
+            yield running.pop(0).result()
+    for task in running:
+        yield task.result()
+
+
+def _unreadable(subject: Subject, why: str) -> SessionReport:
+    return SessionReport(
+        subject.session_id, tuple(str(known.path) for known in subject.files), None, 0, problems=(why,)
+    )
+
+
+def _counted(lines: Iterator[bytes], progress: Progress) -> Iterator[bytes]:
+    for line in lines:
+        progress(len(line))
+        yield line
