@@ -43,12 +43,9 @@ def generate_key(path: str | Path, name: str | None = None) -> VerifierKey:
         signer = Signer(f"cra/{secrets.token_hex(4)}" if name is None else name, secrets.token_bytes(SEED_BYTES))
     except ValueError as error:
         raise SigningKeyError(str(error)) from error
-    public = public_file(path)
-    if os.path.lexists(public):
-        raise SigningKeyError(f"{public} is there already; name another file")
     _write_new(path, signer.secret_text(), 0o600)
     try:
-        _write_new(public, str(signer.verifier), 0o644)
+        _write_new(public_file(path), str(signer.verifier), 0o644)
     except SigningKeyError:
         _remove(path)  # half a pair would only be in the way of the next try
         raise
