@@ -187,6 +187,14 @@ def test_malformed_notes(message: str, note: bytes) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["", "\n\n\n", HEAD.text()[:-1], HEAD.text() + "late"])
+def test_a_checkpoint_ends_with_its_last_line(text: str) -> None:
+    """A text that was cut, or goes on after its last newline, is no checkpoint."""
+    assert Checkpoint.parse(HEAD.text()) == HEAD
+    with pytest.raises(NoteError, match="is not a checkpoint"):
+        Checkpoint.parse(text)
+
+
 def test_the_largest_and_the_smallest_tree() -> None:
     """Sizes from 0 to 2^63-1 are read as they were written."""
     for size, root in ((0, EMPTY_ROOT), (1, ROOT), (MAX_SIZE, ROOT)):

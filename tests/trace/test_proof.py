@@ -181,6 +181,7 @@ MALFORMED: list[tuple[Callable[[Document], object], str]] = [
     *((put("ledger", "entry", value=value), "not 176 lower-case hex") for value in (1, "", HEX * 3, "AB" * 88, None)),
     (put("ledger", "entry", value="00" * 88), "ledger.entry is none: an entry is about 1 to"),
     *((put("event", value=value), "event is not a text") for value in (1, None, {}, ["x"])),
+    (put("session", value={"index": 0, "size": True, "path": []}), "session.index is no place"),
     (put("event", value="\ud800"), "half a character"),
     (put("event", value="{}"), "event cannot be read: JSON, but not an event"),
     (put("event", value=""), "event cannot be read: the line is empty"),

@@ -226,6 +226,17 @@ def test_sizes_have_a_limit() -> None:
     assert not verify_consistency(MAX_SIZE + 1, MAX_SIZE + 1, [], root, root)
 
 
+def test_no_byte_moves_from_one_hash_to_the_next() -> None:
+    """Hashes of other lengths are refused, though the bytes that a node hashes would be the same."""
+    left, right, root = *LEAVES[:2], FULL.root(2)
+    assert verify_inclusion(left, 0, 2, [right], root)
+    assert not verify_inclusion(left + right[:1], 0, 2, [right[1:]], root)
+    assert not verify_inclusion(b"short", 0, 1, [], b"short")
+    path, new_root = FULL.consistency(1, 2), FULL.root(2)
+    assert verify_consistency(1, 2, path, left, new_root)
+    assert not verify_consistency(1, 2, [path[0][1:]], left + path[0][:1], new_root)
+
+
 def test_an_empty_tree_has_one_root() -> None:
     """Nothing is consistent with an empty tree that claims another root."""
     assert verify_consistency(0, 0, [], EMPTY_ROOT, EMPTY_ROOT)
