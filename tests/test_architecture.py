@@ -33,7 +33,7 @@ FLOORS: list[set[str]] = [
     {"open_sessions", "opening", "telemetry"},
     {"evidence", "keys", "verification"},
     {"runtime", "decorators"},
-    {"policy_tests", "replay", "sketch", "testing"},
+    {"lines", "policy_tests", "replay", "sketch", "testing", "trace_page"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}

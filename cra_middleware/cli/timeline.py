@@ -7,29 +7,25 @@ not kept in memory.
 from __future__ import annotations
 
 import re
-from collections import deque
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from cra_middleware.cli import events
-from cra_middleware.cli.lines import Line
 from cra_middleware.cli.output import Part, say
+from cra_middleware.lines import Line
+from cra_middleware.trace.calls import BEGINS, Calls, Folded
 from cra_middleware.verification import FileReport
 
 MAX_WAITING = 10_000
 """Rows kept back for a call that does not end; beyond it, its outcome gets a row of its own."""
 
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:Z|\+00:00)")
-_OUTCOMES = ("action.denied", "action.executed", "action.failed")
 _INDENT = 16
 
 
-@dataclass(slots=True)
-class _Row:
+class _Piece(NamedTuple):
     time: str
     words: list[Part]
     proven: bool = True
-    waiting: bool = False
-    """Whether it is a call without outcome yet."""
 
 
 class Timeline:
@@ -38,8 +34,7 @@ class Timeline:
     def __init__(self, report: FileReport) -> None:
         self._several = len(report.sessions) > 1
         self._own = report.sessions[0].profile == "cra"
-        self._rows: deque[_Row] = deque()
-        self._calls: dict[str, _Row] = {}
+        self._calls: Calls[_Piece] = Calls(MAX_WAITING)
         self._day = ""
         for verdict in report.sessions:
             say(verdict.session_id or "unknown", lead=("session", "dim"), indent=_INDENT)
@@ -50,9 +45,9 @@ class Timeline:
         """Take one line; print what is complete."""
         problem = line.break_here
         if problem is not None:
-            self._append(_Row("", [(f"BROKEN HERE: {problem.kind}: {problem.message}", "bold red")]))
+            self._append(_Piece("", [(f"BROKEN HERE: {problem.kind}: {problem.message}", "bold red")]))
         if line.fields is None:
-            self._append(_Row("", [("unreadable", "red"), f" line {line.number}: {line.excerpt}"], line.proven))
+            self._append(_Piece("", [("unreadable", "red"), f" line {line.number}: {line.excerpt}"], line.proven))
             return
         payload = line.fields["payload"]
         assert isinstance(payload, dict)
@@ -66,54 +61,36 @@ class Timeline:
             say()
         clock = self._clock(time)
         if begins:
-            self._append(_Row(clock, [("session started", "bold")]))
+            self._append(_Piece(clock, [("session started", "bold")]))
         elif self._own:
             self._event(kind, payload, span, clock, line.proven)
         else:
             of = f" session={session}" if self._several else ""
-            self._append(_Row(clock, [(kind, "cyan"), *events.generic(payload), (of, "dim")], line.proven))
+            self._append(_Piece(clock, [(kind, "cyan"), *events.generic(payload), (of, "dim")], line.proven))
 
     def close(self) -> None:
         """Print the rest."""
-        for row in self._rows:
-            if row.waiting:
-                row.words.append((" -> nothing more was recorded", "yellow"))
-            _print(row)
-        self._rows.clear()
+        for row in self._calls.rest():
+            _print(row, " -> nothing more was recorded", "yellow")
         say()
 
     def _event(self, kind: str, payload: events.Payload, span: str, clock: str, proven: bool) -> None:
-        if kind == "action.requested":
-            row = _Row(clock, events.requested(payload), proven, waiting=True)
-            replaced = self._calls.get(span)
-            if replaced is not None:  # in a broken trace only
-                replaced.waiting = False
-            self._calls[span] = row
-            self._append(row)
-            return
-        call, step = self._calls.get(span), events.step(kind, payload)
-        if call is None or step is None:
-            self._append(_Row(clock, events.sentence(kind, payload), proven))
-            return
-        call.words += [" -> ", *step]
-        if call.proven and not proven:
-            call.words.append((" (not proven)", "red"))
-        if kind in _OUTCOMES:
-            call.waiting = False
-            del self._calls[span]
-            self._flush()
+        if kind == BEGINS:
+            words = events.requested(payload)
+        elif self._calls.joins(kind, span):
+            words = [" -> ", *(events.step(kind, payload) or ())]
+        else:
+            words = events.sentence(kind, payload)
+        self._calls.add(kind, span, _Piece(clock, words, proven))
+        self._flush()
 
-    def _append(self, row: _Row) -> None:
-        self._rows.append(row)
+    def _append(self, piece: _Piece) -> None:
+        self._calls.alone(piece)
         self._flush()
 
     def _flush(self) -> None:
-        while self._rows and (not self._rows[0].waiting or len(self._rows) > MAX_WAITING):
-            row = self._rows.popleft()
-            if row.waiting:
-                row.words.append((" -> (more below)", "dim"))
-                self._calls = {span: other for span, other in self._calls.items() if other is not row}
-            _print(row)
+        for row in self._calls.ready():
+            _print(row, " -> (more below)", "dim")
 
     def _clock(self, time: str) -> str:
         """The time of day, after a row with the date when that is a new one."""
@@ -122,10 +99,18 @@ class Timeline:
             return time
         if match[1] != self._day:
             self._day = match[1]
-            self._append(_Row("", [(f"{self._day}, UTC", "bold")]))
+            self._append(_Piece("", [(f"{self._day}, UTC", "bold")]))
         return f"{match[2]}.{(match[3] or '').ljust(3, '0')[:3]}"
 
 
-def _print(row: _Row) -> None:
-    doubt = " " if row.proven else "?"
-    say(*row.words, lead=(f"{doubt} {row.time}", "dim" if row.proven else "red"), indent=_INDENT)
+def _print(row: Folded[_Piece], unfinished: str, style: str) -> None:
+    first, *steps = row.parts
+    words = list(first.words)
+    for step in steps:
+        words += step.words
+        if first.proven and not step.proven:
+            words.append((" (not proven)", "red"))
+    if row.waiting:
+        words.append((unfinished, style))
+    doubt = " " if first.proven else "?"
+    say(*words, lead=(f"{doubt} {first.time}", "dim" if first.proven else "red"), indent=_INDENT)

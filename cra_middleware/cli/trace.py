@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
-from cra_middleware.cli.lines import read_again
 from cra_middleware.cli.output import Format, FormatOption, json_text, say, stop
 from cra_middleware.cli.timeline import Timeline
 from cra_middleware.cli.trace_files import try_verify
 from cra_middleware.cli.verdicts import in_words, report_of, session_json
 from cra_middleware.cli.verify import verify_command
 from cra_middleware.errors import SinkError
+from cra_middleware.lines import read_again
 from cra_middleware.verification import FileReport
 
 app = typer.Typer(no_args_is_help=True, help="Verify the record of sessions, or read it as a person.")

@@ -10,7 +10,7 @@ import pytest
 
 from cra_middleware import Atlas, Runtime, verify
 from cra_middleware.cli import timeline
-from cra_middleware.cli.lines import read_again
+from cra_middleware.lines import read_again
 from cra_middleware.testing import FrozenClock
 from tests.cli.conftest import Cra, foreign, rewrite
 from tests.conftest import NOON, manifest

@@ -30,6 +30,8 @@ class Line:
     """What the line says; None when it is not readable as JSON with a payload."""
     excerpt: str
     """The beginning of a line that cannot be read."""
+    raw: bytes
+    """The line as it stands in the file, without newline; of one that is too long, the first part."""
 
     @property
     def proven(self) -> bool:
@@ -73,7 +75,7 @@ def read_again(report: FileReport) -> Iterator[Line]:
         chains[key] = (verdict, place + 1)
         fields = _fields(line)
         excerpt = "" if fields is not None else chunk[:_EXCERPT].rstrip(b"\n").decode(errors="backslashreplace")
-        yield Line(number, verdict, place, fields, excerpt)
+        yield Line(number, verdict, place, fields, excerpt, chunk.removesuffix(b"\n"))
 
 
 def _fields(line: bytes) -> dict[str, object] | None:
