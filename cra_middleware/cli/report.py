@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cra_middleware.cli.html_report import LIMIT, write_page
 from cra_middleware.cli.output import Format, FormatOption, emit, say, stop
 from cra_middleware.cli.trace_files import events_of, intact_files
 from cra_middleware.trace.report import ActionCount, Report
@@ -14,16 +15,32 @@ from cra_middleware.trace.report import ActionCount, Report
 def report(
     files: Annotated[list[str], typer.Argument(metavar="FILE", help="Trace files, or folders of them.")],
     format: FormatOption = Format.text,
+    html: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OUT", help="Write one HTML page that checks itself in the reader's browser; - is stdout."
+        ),
+    ] = None,
+    html_limit: Annotated[int, typer.Option(min=1, help="How many events a page may hold.")] = LIMIT,
 ) -> None:
     """Count the decisions in traces by action, policy and verdict, and what shadow policies would have refused.
 
-    Files that do not verify are named and not counted.
+    Files that do not verify are named and not counted. With --html: a page to mail to an auditor, with every call,
+    decision and reason, in which the browser recomputes the hash chains, without any network; files that do not
+    verify are in it, and say so.
 
     \b
     Example:  cra trace report traces/
+              cra trace report traces/ --html report.html
 
-    Exit code: 0, 1 when a file does not verify or cannot be read, 2 for wrong usage.
+    Exit code: 0, 1 when a file does not verify or cannot be read (the page is written all the same), 2 for wrong
+    usage.
     """
+    if html is not None:
+        if format is Format.json:
+            raise stop("--html writes a page; leave out --format json, or ask for it alone", 2)
+        write_page(files, html, html_limit)
+        return
     found, broken = intact_files(files)
     counted = Report()
     for item in found:
