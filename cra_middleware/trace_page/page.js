@@ -158,7 +158,7 @@
       day = date;
       const cells = [shown, ...RULES.columns.map((column) => columns[column].join("\n"))];
       const raw = row.events.map((event) => [`${event.sequence} · ${event.kind} · ${event.hash}`, event.line]);
-      return { look, cells, summary: `Raw ${row.events.map((event) => event.sequence).join(", ")}`, raw };
+      return { look, cells, summary: `Recorded as ${row.events.map((event) => event.sequence).join(", ")}`, raw };
     });
   }
 
@@ -276,20 +276,24 @@
       tell(result, "fault", "not what was recorded");
       return "fault";
     }
-    tell(note, "whole", `Checked in your browser: ${entry.events} events, chain whole.`);
-    tell(result, "whole", `${entry.events} events, chain whole`);
+    tell(note, "whole", `Checked in your browser: ${counted(entry.events, "event")}, chain whole.`);
+    tell(result, "whole", `${counted(entry.events, "event")}, chain whole`);
     return "whole";
+  }
+
+  function counted(number, what) {
+    return `${number} ${what}${number === 1 ? "" : "s"}`;
   }
 
   function conclude(overall, results, events) {
     const count = (state) => results.filter((result) => result === state).length;
     const faults = count("fault");
     if (faults > 0) {
-      tell(overall, "fault", `Checked in your browser: ${faults} of ${results.length} sessions are not what was recorded; each says where.`);
+      tell(overall, "fault", `Checked in your browser: ${faults} of ${counted(results.length, "session")} not what was recorded; each says where.`);
     } else if (count("unchecked") > 0) {
-      tell(overall, "unchecked", `Checked in your browser: ${count("whole")} of ${results.length} sessions, their chains whole; ${count("unchecked")} not checked here.`);
+      tell(overall, "unchecked", `Checked in your browser: ${count("whole")} of ${counted(results.length, "session")}, every chain among them whole; ${count("unchecked")} not checked here.`);
     } else {
-      tell(overall, "whole", `Checked in your browser: ${events} events in ${results.length} sessions, every chain whole, every table made from it.`);
+      tell(overall, "whole", `Checked in your browser: ${counted(events, "event")} in ${counted(results.length, "session")}, every chain whole, every table made from it.`);
     }
   }
 

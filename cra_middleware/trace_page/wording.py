@@ -15,7 +15,7 @@ from cra_middleware.trace.event import EVENT_TYPES, GENESIS
 Column = Literal["what", "decision", "why", "outcome", "look"]
 COLUMNS: tuple[Column, ...] = ("what", "decision", "why", "outcome")
 
-MAX_TEXT = 2_000
+MAX_TEXT = 600
 """Characters of one value that are shown; the whole of it is in the raw line."""
 
 MAX_NUMBER = 2**53
@@ -57,6 +57,7 @@ EVENTS: dict[str, dict[Column, tuple[str, ...]]] = {
         "what": ("{action_id}", "{action_count} actions"),
         "decision": ("{result}",),
         "why": ("{effect}", "policy {policy_id}"),
+        "look": ("frame",),
     },
     "policy.evaluated:require_approval": {
         "what": ("{action_id}", "{action_count} actions"),

@@ -1,0 +1,361 @@
+"""The page in a real browser: a good one turns green, an edited one turns red, and nothing else runs or leaves."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cra_middleware import Atlas, Runtime, verify
+from cra_middleware._canonical import canonical
+from cra_middleware.testing import FrozenClock
+from cra_middleware.trace.event import GENESIS, seal
+from cra_middleware.trace_page import render
+from tests.cli.browser import NAMES, Browser, Shown, find
+from tests.cli.conftest import an_id, foreign
+from tests.cli.test_html_report import HOSTILE, page_of, record
+from tests.conftest import NOON, manifest
+
+Edit = Callable[[str], str]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    program = find()
+    if program is None:
+        message = f"no browser: none of {', '.join(NAMES)} is installed"
+        if os.environ.get("CRA_REQUIRE_SERVICES") == "1":
+            pytest.fail(message)
+        pytest.skip(message)
+    started = Browser(program, tmp_path_factory.mktemp("browser"))
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def page(recorded: Path) -> str:
+    """The page of two sessions."""
+    return page_of(recorded, record(recorded.parent / "more", "billing-bot"))
+
+
+def states(shown: Shown) -> list[str]:
+    return [shown.overall[0], *(state for state, _ in shown.sessions)]
+
+
+def test_a_good_page_is_checked_and_green(browser: Browser, page: str) -> None:
+    """Every session says how many events were checked; nothing was asked of any network."""
+    shown = browser.show(page)
+    assert shown.overall == [
+        "whole",
+        "Checked in your browser: 30 events in 2 sessions, every chain whole, every table made from it.",
+    ]
+    assert shown.sessions == [
+        ["whole", "Checked in your browser: 21 events, chain whole."],
+        ["whole", "Checked in your browser: 9 events, chain whole."],
+    ]
+    assert [address.split(":")[0] for address in shown.requested] == ["file"]
+
+
+def test_hostile_content_does_not_run(browser: Browser, tmp_path: Path) -> None:
+    """Markup in agent ids, goals, arguments and notes is text; the page is green all the same."""
+    path = record(tmp_path, HOSTILE, HOSTILE, HOSTILE + "x" * 100_000)
+    shown = browser.show(page_of(path, proofs={path.name[:36]: [(HOSTILE, HOSTILE)]}, folder_note=HOSTILE))
+    assert states(shown) == ["whole", "whole"]
+    assert shown.owned == "undefined"
+    assert len(shown.requested) == 1
+
+
+@pytest.mark.parametrize(
+    "markup",
+    ["<script>globalThis.owned = 1</script>", "<img src=x: onerror='globalThis.owned = 1'>"],
+    ids=["script", "handler"],
+)
+def test_an_injected_script_does_not_run(browser: Browser, page: str, markup: str) -> None:
+    """The policy lets only the page's own script run."""
+    assert browser.show(page.replace("<main>", f"<main>{markup}", 1)).owned == "undefined"
+    without = re.sub(r"<meta http-equiv[^>]*>", "", page)
+    assert browser.show(without.replace("<main>", f"<main>{markup}", 1)).owned == "1"  # it is the policy that stops it
+
+
+def test_an_edited_byte_in_any_embedded_line_turns_its_session_red(browser: Browser, tmp_path: Path) -> None:
+    """Forty copies of a session, each with another byte of its lines changed: none stays green."""
+    count = 40
+    page = page_of(*(record(tmp_path / str(number)) for number in range(count)))
+    head, *sections = page.split('<section class="session"')
+    for number, section in enumerate(sections):
+        spots = [range(*match.span(1)) for match in re.finditer(r'<pre class="line">(.*?)</pre>', section)]
+        places = [place for spot in spots for place in spot]
+        place = places[(number * 2 + 1) * len(places) // (count * 2)]
+        other = "1" if section[place] != "1" else "2"
+        sections[number] = section[:place] + other + section[place + 1 :]
+    shown = browser.show('<section class="session"'.join([head, *sections]))
+    assert states(shown) == ["fault"] * (count + 1)
+
+
+def swap(old: str, new: str) -> Edit:
+    """Replaces a text that is there, at its last place."""
+
+    def edit(page: str) -> str:
+        before, found, after = page.rpartition(old)
+        assert found, old
+        return before + new + after
+
+    return edit
+
+
+def rows_of(page: str) -> list[str]:
+    return re.findall(r"<tbody class=.*?</tbody>\n", page, re.DOTALL)
+
+
+def drop_row(page: str) -> str:
+    return page.replace(rows_of(page)[5], "", 1)
+
+
+def swap_rows(page: str) -> str:
+    one, other = rows_of(page)[5:7]
+    return page.replace(one + other, other + one)
+
+
+def repeat_row(page: str) -> str:
+    return page.replace(rows_of(page)[5], rows_of(page)[5] * 2, 1)
+
+
+def bare_row(page: str) -> str:
+    """A row that no line stands behind."""
+    return page.replace(rows_of(page)[5], re.sub(r"<details>.*</details>", "", rows_of(page)[5]), 1)
+
+
+def last_event(page: str) -> str:
+    """The end of the second session removed, with every word of it that a careful forger would mend."""
+    page = page.replace(rows_of(page)[-1], "", 1)
+    return swap(">INTACT, SEALED<", ">INTACT, NOT SEALED: the end may be missing<")(page)
+
+
+EDITS: dict[str, Edit] = {
+    "reason": swap(">Never.", ">Always."),
+    "decision": swap(">deny<", ">allow<"),
+    "outcome": swap("failed: ValueError", "ran, 1 ms"),
+    "look": swap('<tbody class="deny">', '<tbody class="allow">'),
+    "time": swap("12:00:00.000</td>", "12:00:00.001</td>"),
+    "action": swap('"Action">ticket.delete', '"Action">ticket.get'),
+    "caption": swap(" · action.denied · ", " · action.approved · "),
+    "hidden": swap('<tbody class="deny">', '<tbody class="deny" hidden>'),
+    "row dropped": drop_row,
+    "rows swapped": swap_rows,
+    "row repeated": repeat_row,
+    "row without lines": bare_row,
+    "last event": last_event,
+    "agent": swap("<dd>bot</dd>", "<dd>bat</dd>"),
+    "summary": swap('"Agent">bot<', '"Agent">bat<'),
+    "verdict": swap(">INTACT, SEALED<", ">INTACT, NOT SEALED: the end may be missing<"),
+    "manifest's head": lambda page: re.sub(r'"head": "(.)', lambda m: '"head": "' + "10"[m[1] == "1"], page, count=1),
+    "manifest's count": swap('"events": 9,', '"events": 8,'),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS.keys())
+def test_an_edited_session_turns_red(browser: Browser, page: str, edit: Edit) -> None:
+    """What is shown must be made from the lines: an edit turns its session and the whole page red, and no other."""
+    edited = edit(page)
+    assert edited != page
+    found = states(browser.show(edited))
+    assert found[0] == "fault"
+    assert sorted(found[1:]) == ["fault", "whole"]
+
+
+def drop_session(page: str) -> str:
+    head, one, other = page.split('<section class="session"')
+    return head + '<section class="session"' + other
+
+
+def drop_session_and_summary(page: str) -> str:
+    return re.sub(r'<tr><th scope="row".*?</tr>\n', "", drop_session(page), count=1, flags=re.DOTALL)
+
+
+def swap_sessions(page: str) -> str:
+    head, one, other = page.split('<section class="session"')
+    other, end = other.split("</main>")
+    return '<section class="session"'.join([head, other, one]) + "</main>" + end
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        *(drop_session, drop_session_and_summary, swap_sessions),
+        swap("Every session is intact and sealed</h1>", "All good</h1>"),
+        swap("<dt>Broken</dt><dd>0", "<dt>Broken</dt><dd>1"),
+        swap('"unreadable": 0', '"unreadable": 1'),
+        swap('<script type="application/json" id="manifest">', '<script type="application/json" id="other">'),
+        swap('{"sessions"', '{"sessions'),
+    ],
+    ids=["dropped", "dropped twice", "swapped", "headline", "counts", "unreadable", "no manifest", "no json"],
+)
+def test_an_edited_page_turns_red(browser: Browser, page: str, edit: Edit) -> None:
+    """A session that was removed or moved, and edited words at the top, turn the whole page red."""
+    assert browser.show(edit(page)).overall[0] == "fault"
+
+
+def test_the_break_is_named_and_marked(browser: Browser, page: str) -> None:
+    """The sentence says which event, and its row is marked."""
+    shown = browser.show(swap("&#34;reason&#34;:&#34;Never.", "&#34;reason&#34;:&#34;Always.")(page))
+    assert "event 8 was changed after it was written" in shown.sessions[0][1]
+    assert len(shown.marked) == 1
+    assert "ticket.delete" in shown.marked[0]
+
+
+def test_a_mark_that_shows_something_else_turns_red(browser: Browser, tmp_path: Path) -> None:
+    """An odd character's escape must be its own."""
+    page = page_of(record(tmp_path, argument="\u202e"))
+    assert states(browser.show(page)) == ["whole", "whole"]
+    assert states(browser.show(swap("data-as='\\u{202e}'", "data-as='a lie'")(page))) == ["fault", "fault"]
+
+
+def test_what_the_browser_does_not_check_is_never_green(browser: Browser, recorded: Path, tmp_path: Path) -> None:
+    """Other profiles and broken traces say that they are not checked, and the page as a whole is not green."""
+    (tmp_path / "other.jsonl").write_bytes(b"".join(foreign(1, [{"a": 1}])))
+    whole = page_of(tmp_path / "other.jsonl", recorded)
+    shown = browser.show(whole)
+    assert states(shown) == ["unchecked", "unchecked", "whole"]
+    assert "does not check this profile" in shown.sessions[0][1]
+    recorded.write_bytes(recorded.read_bytes().replace(b"Never.", b"Always."))
+    shown = browser.show(page_of(recorded))
+    assert states(shown) == ["unchecked", "unchecked"]
+    assert "was broken when the page was made" in shown.sessions[0][1]
+
+
+def test_a_recovered_trace_is_whole_and_says_so(browser: Browser, tmp_path: Path) -> None:
+    """The verdict in the browser counts the torn bytes, too."""
+    with Runtime(Atlas.from_dict(manifest()), trace=tmp_path, clock=FrozenClock(NOON)) as runtime:
+        session = runtime.session(keep=True)
+    path = tmp_path / f"{session.id}.trace.jsonl"
+    with path.open("ab") as file:
+        file.write(b'{"torn":')
+    with Runtime(Atlas.from_dict(manifest()), trace=tmp_path, clock=FrozenClock(NOON)) as runtime:
+        runtime.resume(session.id).end()
+    page = page_of(path)
+    assert "RECOVERED (8 torn bytes set aside)" in page
+    assert states(browser.show(page)) == ["whole", "whole"]
+
+
+def test_without_webcrypto_nothing_is_green(browser: Browser, page: str) -> None:
+    """A browser without WebCrypto says so plainly."""
+    added = browser.call(
+        "Page.addScriptToEvaluateOnNewDocument",
+        source="Object.defineProperty(globalThis, 'crypto', {value: undefined})",
+    )
+    try:
+        shown = browser.show(page)
+    finally:
+        browser.call("Page.removeScriptToEvaluateOnNewDocument", identifier=added["identifier"])
+    assert states(shown) == ["unchecked"] * 3
+    assert "no WebCrypto" in shown.overall[1]
+
+
+def test_without_javascript_the_page_says_so(browser: Browser, page: str) -> None:
+    """With scripts off the page still shows everything, says that nothing was checked, and shows no green."""
+    browser.call("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        browser.load(page)
+        text = browser.evaluate("document.body.innerText")
+        seen = browser.evaluate("Array.from(document.querySelectorAll('.check'), (note) => note.dataset.state)")
+    finally:
+        browser.call("Emulation.setScriptExecutionDisabled", value=False)
+    assert "JavaScript is off, so nothing is checked" in text
+    assert "Never." in text
+    assert set(seen) == {"waiting", "unchecked"}
+
+
+def test_a_phone_needs_no_scrolling_sideways(browser: Browser, page: str) -> None:
+    """At 360 pixels, nothing is wider than the screen, with every detail open."""
+    browser.call("Emulation.setDeviceMetricsOverride", width=360, height=740, deviceScaleFactor=2, mobile=True)
+    try:
+        browser.show(page)
+        width = browser.evaluate(
+            "document.querySelectorAll('details').forEach((one) => { one.open = true; });"
+            "document.documentElement.scrollWidth"
+        )
+    finally:
+        browser.call("Emulation.clearDeviceMetricsOverride")
+    assert width == 360
+
+
+TEXTS = st.one_of(
+    st.text(max_size=12),
+    st.sampled_from(
+        [HOSTILE, "", "x" * 700, "\U0001f469\u200d\U0001f4bb" * 300, "{reason}", "cra:str:cra:x", "a\nb", " "]
+    ),
+)
+NUMBERS = st.one_of(st.integers(0, 2**53 - 1), st.floats(0, 1e6), st.just(60.0))
+CALL = st.fixed_dictionaries(
+    {"span": st.integers(1, 3), "requested": st.booleans()},
+    optional={
+        "tool_name": TEXTS,
+        "agent_name": TEXTS,
+        "effect": st.sampled_from(["require_approval", "shadow_deny", "budget", "constructor"]),
+        "violation_type": TEXTS,
+        "approver": TEXTS,
+        "reason": TEXTS,
+        "retry_after_seconds": NUMBERS,
+        "error_message": TEXTS,
+        "duration_ms": st.integers(0, 2**53 - 1),
+        "message": TEXTS,
+    },
+)
+
+
+def events_of(step: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Events of one step, in some order that the format allows without an ``execution_id``."""
+    has = step.__contains__
+    pick = {key: step[key] for key in ("tool_name", "agent_name") if has(key)}
+    if step["requested"]:
+        yield "action.requested", {"action_id": "a.b", "parameters_hash": GENESIS, **pick}
+    if has("effect"):
+        yield "policy.evaluated", {"policy_id": "p", "result": "deny", "action_id": "a.b", "effect": step["effect"]}
+    if has("violation_type"):
+        yield "policy.violated", {"policy_id": "p", "violation_type": step["violation_type"], "action_id": "a.b"}
+    if has("approver"):
+        yield "action.approved", {"action_id": "a.b", "resolution_id": "r", "approver": step["approver"]}
+    if has("reason"):
+        again = {"retry_after_seconds": step["retry_after_seconds"]} if has("retry_after_seconds") else {}
+        yield "action.denied", {"action_id": "a.b", "reason": step["reason"], **again}
+    if has("error_message"):
+        yield "action.failed", {"action_id": "a.b", "error_code": "E", "error_message": step["error_message"]}
+    if has("message"):
+        yield "error.occurred", {"error_code": "e", "message": step["message"], "count": step.get("duration_ms", 0)}
+
+
+def write_chain(path: Path, agent: str, atlases: list[str], steps: Sequence[dict[str, Any]]) -> None:
+    """A chain of such steps, written by the writer's own rule."""
+    events = [
+        (9, "session.started", {"agent_id": agent, "goal": "g", "atlas_ids": atlases, "metadata": {"mode": agent}})
+    ]
+    events += [(step["span"], *event) for step in steps for event in events_of(step)]
+    head, lines = GENESIS, []
+    for sequence, (span, kind, payload) in enumerate(events):
+        time = f"2026-01-0{5 + sequence // 4 % 4}T12:00:00.{sequence:03d}001+00:00"
+        ids = (an_id(100 + sequence), an_id(1), an_id(span), None, an_id(2))
+        line, head = seal(*ids, sequence, time, kind, canonical(payload).decode(), head)
+        lines.append(line)
+    path.write_text("".join(lines), encoding="utf-8", newline="")
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sessions=st.lists(st.tuples(TEXTS, st.lists(TEXTS, max_size=2), st.lists(CALL, max_size=6)), min_size=1, max_size=6)
+)
+def test_both_sides_fill_the_same_rows(browser: Browser, tmp_path: Path, sessions: Any) -> None:
+    """Whatever a trace that verifies says, the script makes the very rows that Python made."""
+    reports = []
+    for number, session in enumerate(sessions):
+        path = tmp_path / f"{number}.jsonl"
+        write_chain(path, *session)
+        reports.append(verify(path))
+        assert reports[-1].intact, reports[-1]
+    shown = browser.show("".join(render(reports, made="now", version="0")))
+    assert states(shown) == ["whole"] * (len(sessions) + 1), shown
