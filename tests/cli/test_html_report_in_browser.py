@@ -53,11 +53,11 @@ def test_a_good_page_is_checked_and_green(browser: Browser, page: str) -> None:
     shown = browser.show(page)
     assert shown.overall == [
         "whole",
-        "Checked in your browser: 30 events in 2 sessions, every chain whole, every table made from it.",
+        "Checked in your browser: 29 events in 2 sessions, every chain whole, every table made from it.",
     ]
     assert shown.sessions == [
         ["whole", "Checked in your browser: 21 events, chain whole."],
-        ["whole", "Checked in your browser: 9 events, chain whole."],
+        ["whole", "Checked in your browser: 8 events, chain whole."],
     ]
     assert [address.split(":")[0] for address in shown.requested] == ["file"]
 
@@ -155,7 +155,7 @@ EDITS: dict[str, Edit] = {
     "summary": swap('"Agent">bot<', '"Agent">bat<'),
     "verdict": swap(">INTACT, SEALED<", ">INTACT, NOT SEALED: the end may be missing<"),
     "manifest's head": lambda page: re.sub(r'"head": "(.)', lambda m: '"head": "' + "10"[m[1] == "1"], page, count=1),
-    "manifest's count": swap('"events": 9,', '"events": 8,'),
+    "manifest's count": swap('"events": 8,', '"events": 7,'),
 }
 
 
@@ -170,7 +170,7 @@ def test_an_edited_session_turns_red(browser: Browser, page: str, edit: Edit) ->
 
 
 def drop_session(page: str) -> str:
-    head, one, other = page.split('<section class="session"')
+    head, _, other = page.split('<section class="session"')
     return head + '<section class="session"' + other
 
 
@@ -291,7 +291,7 @@ TEXTS = st.one_of(
         [HOSTILE, "", "x" * 700, "\U0001f469\u200d\U0001f4bb" * 300, "{reason}", "cra:str:cra:x", "a\nb", " "]
     ),
 )
-NUMBERS = st.one_of(st.integers(0, 2**53 - 1), st.floats(0, 1e6), st.just(60.0))
+NUMBERS = st.one_of(st.integers(0, 2**53 - 1), st.floats(0.001, 1e6), st.just(60.0))
 CALL = st.fixed_dictionaries(
     {"span": st.integers(1, 3), "requested": st.booleans()},
     optional={
@@ -345,7 +345,7 @@ def write_chain(path: Path, agent: str, atlases: list[str], steps: Sequence[dict
     path.write_text("".join(lines), encoding="utf-8", newline="")
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sessions=st.lists(st.tuples(TEXTS, st.lists(TEXTS, max_size=2), st.lists(CALL, max_size=6)), min_size=1, max_size=6)
 )
