@@ -289,7 +289,7 @@
     const count = (state) => results.filter((result) => result === state).length;
     const faults = count("fault");
     if (faults > 0) {
-      tell(overall, "fault", `Checked in your browser: ${faults} of ${counted(results.length, "session")} not what was recorded; each says where.`);
+      tell(overall, "fault", `Checked in your browser: not what was recorded: ${faults} of ${counted(results.length, "session")}; each says where.`);
     } else if (count("unchecked") > 0) {
       tell(overall, "unchecked", `Checked in your browser: ${count("whole")} of ${counted(results.length, "session")}, every chain among them whole; ${count("unchecked")} not checked here.`);
     } else {

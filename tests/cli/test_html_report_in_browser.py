@@ -12,9 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cra_middleware import Atlas, Runtime, verify
+from cra_middleware import Atlas, FileReport, Runtime, verify
 from cra_middleware._canonical import canonical
 from cra_middleware.testing import FrozenClock
+from cra_middleware.trace.chain import Verdict
 from cra_middleware.trace.event import GENESIS, seal
 from cra_middleware.trace_page import render
 from tests.cli.browser import NAMES, Browser, Shown, find
@@ -96,6 +97,7 @@ def test_an_edited_byte_in_any_embedded_line_turns_its_session_red(browser: Brow
         sections[number] = section[:place] + other + section[place + 1 :]
     shown = browser.show('<section class="session"'.join([head, *sections]))
     assert states(shown) == ["fault"] * (count + 1)
+    assert all(re.search(r"recorded: (a line|event|its|a row|row|the) ", text) for _, text in shown.sessions)
 
 
 def swap(old: str, new: str) -> Edit:
@@ -283,6 +285,56 @@ def test_a_phone_needs_no_scrolling_sideways(browser: Browser, page: str) -> Non
     finally:
         browser.call("Emulation.clearDeviceMetricsOverride")
     assert width == 360
+
+
+def test_print_opens_every_detail(browser: Browser, page: str) -> None:
+    """What is folded on the screen is on paper."""
+    browser.show(page)
+    browser.call("Page.printToPDF")
+    assert browser.evaluate("Array.from(document.querySelectorAll('details')).every((one) => one.open)") is True
+
+
+STARTED = ("session.started", {"agent_id": "a", "goal": "g"})
+NOTE = ("error.occurred", {"error_code": "e", "message": "m"})
+ENDED = ("session.ended", {"reason": "completed", "duration_ms": 1})
+
+
+@pytest.mark.parametrize(
+    ("events", "change", "words"),
+    [
+        ((STARTED, NOTE, ENDED), {}, "chain whole"),
+        ((STARTED, NOTE, ENDED), {1: {"sequence": 7}}, "event 1 is missing"),
+        ((STARTED, NOTE, ENDED), {1: {"session_id": an_id(8)}}, "event 1 belongs to another session"),
+        ((STARTED, NOTE, ENDED), {1: {"event_id": an_id(100)}}, "event 1 has the id of another event"),
+        ((STARTED, NOTE, ENDED), {1: {"event_type": "error.invented"}}, "event 1: its type is not one"),
+        ((STARTED, NOTE, ENDED), {1: {"payload": '{"a":}'}}, "event 1: its payload is not JSON"),
+        ((STARTED, NOTE, ENDED), {1: {"timestamp": "2026-01-05T12:00:00.001000+00:00"}}, "a line is not an event"),
+        ((STARTED, NOTE, ENDED), {0: {"previous": "1" * 64}}, "event 0 does not follow"),
+        ((STARTED, NOTE, ENDED), {1: {"previous": "1" * 64}}, "event 1 does not follow"),
+        ((NOTE, ENDED), {}, "event 0: session.started must be the first"),
+        ((STARTED, STARTED, ENDED), {}, "event 1: session.started must be the first"),
+        ((STARTED, ENDED, ENDED), {}, "after the session's end, event 1"),
+    ],
+)
+def test_a_forger_who_knows_the_hash_rule_meets_the_other_rules(
+    browser: Browser, tmp_path: Path, events: Any, change: dict[int, dict[str, Any]], words: str
+) -> None:
+    """Lines whose hashes are right, in a page that calls them intact: the script applies every rule by itself."""
+    head, lines = GENESIS, []
+    for sequence, (kind, payload) in enumerate(events):
+        time = f"2026-01-05T12:00:00.{sequence:03d}001+00:00"
+        names = ("event_id", "trace_id", "span_id", "parent_span_id", "session_id", "sequence", "timestamp")
+        values = (an_id(100 + sequence), an_id(1), an_id(3), None, an_id(2), sequence, time)
+        fields: dict[str, Any] = dict(zip(names, values, strict=True))
+        fields |= {"event_type": kind, "payload": canonical(payload).decode(), "previous": head}
+        fields |= change.get(sequence, {})
+        line, head = seal(**fields)
+        lines.append(line)
+    path = tmp_path / "forged.jsonl"
+    path.write_text("".join(lines), encoding="utf-8", newline="")
+    verdict = Verdict(an_id(2), "cra", len(lines), intact=True, sealed=True, head_hash=head)
+    shown = browser.show("".join(render([FileReport(str(path), (verdict,))], made="now", version="0")))
+    assert words in shown.sessions[0][1]
 
 
 TEXTS = st.one_of(
