@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from cra_middleware import Atlas, CallRefused, Runtime
 from cra_middleware.cli import app
 from cra_middleware.testing import FrozenClock
+from tests.cli.browser import NAMES, Browser, find
 from tests.conftest import NOON, manifest, policies
 
 SCRIPT = Path(sys.executable).with_name("cra")
@@ -135,6 +136,19 @@ def recorded(tmp_path: Path) -> Iterator[Path]:
                 with contextlib.suppress(CallRefused, ValueError):
                     session.call(action, tool, amount)
         yield tmp_path / "traces" / f"{session.id}.trace.jsonl"
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    program = find()
+    if program is None:
+        message = f"no browser: none of {', '.join(NAMES)} is installed"
+        if os.environ.get("CRA_REQUIRE_SERVICES") == "1":
+            pytest.fail(message)
+        pytest.skip(message)
+    started = Browser(program, tmp_path_factory.mktemp("browser"))
+    yield started
+    started.close()
 
 
 def rewrite(path: Path, change: Callable[[list[bytes]], object]) -> None:
