@@ -72,6 +72,22 @@ class SqliteFile:
         if hasattr(self, "_known"):  # an opening that failed has nothing to let go of
             self.close()
 
+    def scrub(self) -> None:
+        """Write the file anew from what it still holds, so that nothing deleted is left in it or beside it.
+
+        Raises:
+            the file's own error: when it cannot be done now, because another process is reading.
+        """
+        with self._lock:
+            try:
+                connection = self._connection()
+                connection.execute("VACUUM")
+                (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            except sqlite3.Error as error:
+                raise self._error(self._sentence(error)) from error
+        if busy:
+            raise self._error(f"{self._path} is being read by another process, so old pages are still there; try again")
+
     @contextmanager
     def transaction(self, *, writes: bool = True) -> Iterator[sqlite3.Connection]:
         """A connection inside a transaction: all of it is kept, or nothing."""

@@ -9,6 +9,7 @@ from cra_middleware.carp.policy import RANK, Facts
 from cra_middleware.errors import ChainBroken
 from cra_middleware.setting import Identity
 from cra_middleware.trace.recovery import Reopened
+from cra_middleware.trace.redact import is_hidden
 
 
 def facts_of(
@@ -58,7 +59,8 @@ def identity_of(found: Reopened, context: Mapping[str, object] | None) -> Identi
     first, payload = found.first, found.first.payload
     asked = found.request.payload if found.request is not None else {}
     recorded = asked.get("context")
-    facts_given = {**(recorded if isinstance(recorded, dict) else {}), **(context or {})}
+    known = recorded if isinstance(recorded, dict) else {}  # a fact that was hidden is as good as not recorded
+    facts_given = {**{key: value for key, value in known.items() if not is_hidden(value)}, **(context or {})}
     named = payload.get("atlas_ids") or asked.get("atlas_ids")
     tier = next((known for known in RISK_TIERS if known == asked.get("risk_tier", "low")), None)
     if tier is None:
@@ -70,4 +72,7 @@ def identity_of(found: Reopened, context: Mapping[str, object] | None) -> Identi
         root_session_id=first.session_id,
         atlas_ids=tuple(str(name) for name in named) if isinstance(named, list) else None,
     )
-    return Identity(first.session_id, first.trace_id, first.span_id, str(payload["goal"]), facts)
+    metadata = payload.get("metadata")
+    behalf = metadata.get("subject") if isinstance(metadata, dict) else None
+    behalf = behalf.removeprefix("cra:str:") if isinstance(behalf, str) else None
+    return Identity(first.session_id, first.trace_id, first.span_id, str(payload["goal"]), facts, behalf)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
@@ -28,15 +29,20 @@ from cra_middleware.interceptor import Closed, Raised, Returned
 from cra_middleware.observer import Operation, Subject
 from cra_middleware.policies import Epoch
 from cra_middleware.trace import payloads
+from cra_middleware.trace.commitments import Commitment
 from cra_middleware.trace.event import EventType
+from cra_middleware.trace.redact import Shown
 from cra_middleware.trace.writer import Entry
 
 MAX_RECORDED_BYTES = 1024 * 1024
 """A value whose canonical text is longer is not recorded, only its digest."""
+UNKEPT = '"cra:redacted:unkept"'
+"""Stands for a result whose personal values could not be kept."""
 ABANDONED = "session_ended"
 """The ``error_code`` of a stream that was still open when its session ended."""
 _ABANDONED_MESSAGE = "the session ended while the stream was open"
 
+_logger = logging.getLogger("cra_middleware")
 _claim: ContextVar[_Claim | None] = ContextVar("cra_claim", default=None)
 
 _REFUSALS: dict[str, type[CallRefused]] = {
@@ -104,6 +110,10 @@ class Attempt:
     is_stream: bool
     full: bool
     """Whether values may be recorded."""
+    keep: Callable[[Sequence[Commitment]], None] | None = None
+    """Puts personal values into the sidecar of this session's subject."""
+    shown: Shown | None = None
+    """The arguments without what is hidden; None when nothing has to be."""
     unwritten: list[Entry] = field(default_factory=list)
     is_running: bool = False
     """The tool has been let run."""
@@ -115,13 +125,20 @@ class Attempt:
     """The end of the session has recorded its outcome: nothing may follow."""
 
     def request(self) -> None:
-        """Note ``action.requested``."""
+        """Note ``action.requested``, once the personal values in it are kept.
+
+        Raises:
+            SinkError: when they cannot be.
+        """
         call = self.call
-        shown, hashed = call.text, call.digest
+        text, hashed = call.text, call.digest
         if self.epoch.redactor is not None:
-            shown = self.epoch.redactor.redacted(call.action_id, call.text)
-            hashed = hashed if shown is call.text else digest(shown)
-        full = self.full and call.problem is None and len(shown) <= MAX_RECORDED_BYTES
+            self.shown = self.epoch.redactor.shown(call.action_id, text)
+            hashed = hashed if self.shown.text is text else digest(self.shown.text)
+            text = self.shown.text
+        full = self.full and call.problem is None and len(text) <= MAX_RECORDED_BYTES
+        if full and self.shown is not None:
+            self._keep(self.shown)
         payload = payloads.requested(
             call.action_id,
             self.execution_id,
@@ -131,7 +148,7 @@ class Attempt:
             call.tool_call_id,
             call.agent_name,
             self.operation.traceparent,
-            shown.decode() if full else None,
+            text.decode() if full else None,
         )
         self._note("action.requested", payload, self.requested_us)
 
@@ -182,8 +199,8 @@ class Attempt:
     def _outcome(self, outcome: Returned | Raised | Closed, duration_ms: int, now_us: int) -> Entry:
         if isinstance(outcome, Raised):
             name = type(outcome.error).__name__
-            return self._failed(name, _message(outcome.error, self.full), duration_ms, now_us)
-        result = _recordable(outcome.value) if self.full and isinstance(outcome, Returned) else None
+            return self._failed(name, self._message(outcome.error), duration_ms, now_us)
+        result = self._result(outcome.value) if self.full and isinstance(outcome, Returned) else None
         payload = payloads.executed(
             self.call.action_id, self.execution_id, duration_ms, self.resolution_id, outcome.item_count, result
         )
@@ -205,10 +222,7 @@ class Attempt:
 
     def recorded_arguments(self) -> Mapping[str, object]:
         """The arguments, without what must not be kept."""
-        redactor, text = self.epoch.redactor, self.call.text
-        recorded: dict[str, object] = orjson.loads(
-            text if redactor is None else redactor.redacted(self.call.action_id, text)
-        )
+        recorded: dict[str, object] = orjson.loads(self.call.text if self.shown is None else self.shown.text)
         return MappingProxyType(recorded)
 
     def refusal(self, deny: Deny, approval_id: str | None) -> CallRefused:
@@ -221,6 +235,36 @@ class Attempt:
             retry_after_seconds=deny.retry_after_seconds,
             approval_id=approval_id,
         )
+
+    def _keep(self, shown: Shown) -> None:
+        if shown.commitments and self.keep is not None:
+            self.keep(shown.commitments)
+
+    def _result(self, value: object) -> str | None:
+        """What the tool gave, as it may be recorded."""
+        text = _recordable(value)
+        if text is None or self.epoch.redactor is None:
+            return text
+        try:
+            shown = self.epoch.redactor.shown(self.call.action_id, text.encode(), "result")
+            if len(shown.text) > MAX_RECORDED_BYTES:
+                return None
+            self._keep(shown)
+        except SinkError as error:  # the tool has run: that is recorded, and its value is not
+            _logger.error("the result of %s is not recorded: %s", self.call.action_id, error)
+            return UNKEPT
+        return shown.text.decode()
+
+    def _message(self, error: BaseException) -> str:
+        """Our own words; the tool's only where values may be recorded, and where they cannot repeat a hidden one."""
+        ours = f"the tool raised {type(error).__name__}"
+        if not self.full or (self.shown is not None and self.shown.by_place):
+            return ours
+        try:
+            text = str(error)
+        except Exception:  # noqa: BLE001  a tool's own __str__ may fail, and its error must still come out as it is
+            return ours
+        return (text if self.epoch.redactor is None else self.epoch.redactor.plain(text))[:1000]
 
     def _failed(self, code: str, message: str, duration_ms: int, now_us: int) -> Entry:
         payload = {
@@ -285,17 +329,6 @@ def class_words(error: BaseException) -> tuple[str, str]:
     except BaseException:  # noqa: BLE001  a metaclass may hide its name behind anything
         name = "UnreadableOutcome"
     return name, f"the tool raised {name}"
-
-
-def _message(error: BaseException, full: bool) -> str:
-    """Our own words; the tool's only where values may be recorded."""
-    ours = f"the tool raised {type(error).__name__}"
-    if not full:
-        return ours
-    try:
-        return str(error)[:1000]
-    except Exception:  # noqa: BLE001  a tool's own __str__ may fail, and its error must still come out as it is
-        return ours
 
 
 def _recordable(value: object) -> str | None:

@@ -58,6 +58,8 @@ class CallPath:
         self._subject = identity.subject
         self._writer = writer
         self._recorder = Recorder(writer, setting.keeping)
+        sidecar = setting.sidecar
+        self._keep_personal = None if sidecar is None else partial(sidecar.keep, identity.data_subject)
         self._resolved = resolved
         self._session = session
         self._current = current
@@ -172,13 +174,19 @@ class CallPath:
             now_us,
             stream,
             self._setting.options.full,
+            self._keep_personal,
         )
         self._running[execution_id] = attempt
         if self._is_closing():  # asked again after registering, so that an end misses no call
             attempt.operation.end("denied", "session_ended")
             self._forget(attempt)
             raise self._ended(call)
-        attempt.request()
+        try:
+            attempt.request()
+        except SinkError as error:
+            attempt.operation.end("denied", "audit_unavailable", "personal values could not be kept")
+            self._forget(attempt)
+            raise unavailable(call, error) from error
         return attempt
 
     def _decide(self, attempt: Attempt, epoch: Epoch, now_us: int, approved: bool) -> Decision:

@@ -51,7 +51,7 @@ class Opener:
         setting, epoch = self._setting, self._setting.policies.epoch
         log = self._sink.create(session_id)
         try:
-            identity = Identity(session_id, new_id(), new_id(), goal, facts)
+            identity = Identity(session_id, new_id(), new_id(), goal, facts, extra.get("subject"))
             writer = ChainWriter(log, setting.clock, session_id, identity.trace_id)
             session = Session(setting, identity, writer, log)
             metadata = {

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from cra_middleware._canonical import canonical, digest
 from cra_middleware.atlas.globs import glob
 from cra_middleware.atlas.loader import Atlas
 from cra_middleware.atlas.manifest import ToolTarget
+from cra_middleware.atlas.redactions import Argument, Forms, Pointed, parse_personal, parse_redaction
 from cra_middleware.carp.call import Target
 from cra_middleware.carp.limits import CostFunctions
 from cra_middleware.carp.resolver import DefaultDecision, Resolver
-from cra_middleware.trace.redact import Matches, Redactor
+from cra_middleware.trace.redact import Redactor, Rule
 
+T = TypeVar("T")
 _SHOWN = ("W003", "W004", "W005", "W007", "W008", "W009", "W010")
 """Findings that may be a misspelt restriction."""
 
@@ -35,7 +38,10 @@ class Terms:
     project: str | None
     costs: CostFunctions
     is_observing: bool
-    redact: tuple[str, ...]
+    redact: tuple[str, ...] = ()
+    personal: tuple[str, ...] = ()
+    can_keep: bool = True
+    """Personal values have a sidecar, or are not recorded anyway."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,7 +108,8 @@ def begin_epoch(atlases: Sequence[Atlas], terms: Terms) -> Epoch:
 
     Raises:
         AtlasError: when a dependency is missing.
-        ValueError: when Atlases collide, or a policy needs something that ``terms`` do not have.
+        ValueError: when Atlases collide, an entry of ``redact`` or ``personal`` is none, or something is needed
+            that ``terms`` do not have.
     """
     resolver = Resolver(
         atlases,
@@ -114,13 +121,33 @@ def begin_epoch(atlases: Sequence[Atlas], terms: Terms) -> Epoch:
     )
     everything = [*atlases, *((terms.baseline,) if terms.baseline is not None else ())]
     policy_digest = digest(canonical([atlas.policy_digest for atlas in everything]))
-    named = [*terms.redact, *(name for atlas in everything for name in atlas.manifest.redact)]
-    return Epoch(resolver, policy_digest, Redactor(list(_redactions(named))) if named else None)
+    return Epoch(resolver, policy_digest, _redactor(terms, everything))
 
 
-def _redactions(named: Iterable[str]) -> Iterable[tuple[Matches, str]]:
-    for entry in named:
-        actions, dot, argument = entry.rpartition(".")
-        if not dot or not actions or not argument:
-            raise ValueError(f"redact names <action>.<argument>, such as *.email, not {entry!r}")
-        yield glob(actions), argument
+def _redactor(terms: Terms, everything: Sequence[Atlas]) -> Redactor | None:
+    hidden = [*terms.redact, *(entry for atlas in everything for entry in atlas.manifest.redact)]
+    personal = [*terms.personal, *(entry for atlas in everything for entry in atlas.manifest.personal)]
+    if personal and not terms.can_keep:
+        raise ValueError('personal values are kept in a sidecar: with record="full", name its file: sidecar=FILE')
+    rules: list[Rule] = []
+    patterns: list[str] = []
+    for entry in hidden:
+        named = _read("redact", parse_redaction, entry)
+        if isinstance(named, Forms):
+            patterns += named.names
+        else:
+            rules.append(_rule(named))
+    rules += [_rule(_read("personal", parse_personal, entry))._replace(is_personal=True) for entry in personal]
+    return Redactor(rules, patterns) if rules or patterns else None
+
+
+def _read(option: str, parse: Callable[[str], T], entry: str) -> T:
+    try:
+        return parse(entry)
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}; it was {entry!r}") from None
+
+
+def _rule(named: Argument | Pointed) -> Rule:
+    steps = (named.name,) if isinstance(named, Argument) else named.steps
+    return Rule(glob(named.actions), steps, only_arguments=isinstance(named, Argument))

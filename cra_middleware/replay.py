@@ -22,6 +22,7 @@ from cra_middleware.carp.recorded import Recorded, decide_recorded, recorded_arg
 from cra_middleware.carp.resolve import Options, resolve
 from cra_middleware.carp.resolver import Resolver
 from cra_middleware.trace.event import Event
+from cra_middleware.trace.redact import is_hidden
 
 _NO_END = 2**62
 Word = Literal["allow", "deny", "ask", "undecidable"]
@@ -180,6 +181,7 @@ class _Replayer:
         facts = session.facts._replace(risk_tier=tier)
         if isinstance(context, dict):
             facts = facts._replace(context=context)
+            session.knows_context = session.knows_context and not is_hidden(context)
         session.facts, session.request = facts, event
 
     def _answered(self, event: Event, session: _Session) -> None:

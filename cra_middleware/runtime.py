@@ -63,6 +63,8 @@ class Runtime:
         costs: CostFunctions | None = None,
         counters: Counters | str | Path | None = None,
         redact: Sequence[str] = (),
+        personal: Sequence[str] = (),
+        sidecar: str | Path | None = None,
         record: Literal["hash", "full"] = "hash",
         trace_level: TraceLevel = "standard",
         durability: Literal["write_through", "sync"] = "write_through",
@@ -89,7 +91,11 @@ class Runtime:
             project: the folder that ``$PROJECT`` in an Atlas stands for.
             costs: what a budget's ``cost_function`` names: from a call's arguments to a number.
             counters: a file (SQLite) that several processes count in, or a store; without it, each counts by itself.
-            redact: ``<action glob>.<argument>``: values that are never recorded, beside what the Atlases name.
+            redact: values that are never recorded, beside what the Atlases name: ``*.email`` (an argument),
+                ``ticket.reply#/customer/email`` (a place in arguments and results), ``pattern:email`` (a form).
+            personal: arguments and places, as for ``redact``: with ``record="full"`` the trace holds commitments to
+                them, and ``sidecar`` the values, until ``cra trace erase``.
+            sidecar: a file (SQLite) for personal values.
             record: ``hash`` keeps values out of the trace; ``full`` writes arguments and results into it.
             trace_level: ``verbose`` also records the policies that did not restrict anything.
             durability: ``sync`` waits until a decision is on the disk before its tool runs; by default it is there
@@ -104,9 +110,9 @@ class Runtime:
         Raises:
             AtlasError: when an Atlas has errors; it carries every finding.
             SinkError: when the trace folder cannot be used.
-            CRAError: when the file of ``approvals`` or ``counters`` cannot be used.
-            ValueError: when an option has an unknown value, two Atlases collide, or a policy needs ``project`` or
-                ``costs``.
+            CRAError: when the file of ``approvals``, ``counters`` or ``sidecar`` cannot be used.
+            ValueError: when an option has an unknown value, two Atlases collide, a policy needs ``project`` or
+                ``costs``, or personal values need ``sidecar``.
         """
         for name, value, known in (
             ("record", record, ("hash", "full")),
@@ -125,9 +131,11 @@ class Runtime:
             costs=dict(costs or {}),
             is_observing=mode == "observe",
             redact=tuple(redact),
+            personal=tuple(personal),
+            can_keep=record == "hash" or sidecar is not None,
         )
         self._policies = InForce(begin_epoch(load_atlases(atlas), self._terms))
-        self._stores = Stores(approvals, counters)
+        self._stores = Stores(approvals, counters, sidecar)
         self._approvals = Approvals(self._stores.approvals, self._clock)
         self._setting = Setting(
             policies=self._policies,
@@ -137,6 +145,7 @@ class Runtime:
             observer=Telemetry(tracer_provider, lambda action_id: self._policies.epoch.risk_tier(action_id)),
             options=Options(level=trace_level, full=record == "full"),
             keeping=Keeping(durability, audit_deadline_seconds, on_audit_failure),
+            sidecar=self._stores.sidecar,
             on_shadow=Loudspeaker() if self._terms.is_observing else None,
         )
         self._sink: Sink = _sink(trace)
@@ -242,7 +251,8 @@ class Runtime:
             context: facts that ``context_matches`` conditions look at.
             atlas_ids: only these of the loaded Atlases.
             external_id: what the session is called elsewhere (a thread id).
-            subject: on whose behalf.
+            subject: on whose behalf; its personal values are kept under this name. It is recorded as it is, so let it
+                be an id of yours and no name. A child acts for the same as its parent, if nothing else is said.
             keep: ``close()`` detaches the session instead of ending it.
 
         Raises:
@@ -254,6 +264,7 @@ class Runtime:
             parent = None
         session_id = new_id()
         facts = facts_of(session_id, agent_id, risk_tier, context or {}, atlas_ids, parent.facts if parent else None)
+        subject = subject or (parent.behalf if parent else None)
         extra = {"external_id": external_id, "subject": subject, "parent_session_id": parent.id if parent else None}
         return self._start(session_id, goal, facts, extra, atlas_ids, None, keep, parent)
 

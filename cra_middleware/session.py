@@ -11,6 +11,7 @@ from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Literal, ParamSpec, TypeVar
 
+from cra_middleware._canonical import canonical
 from cra_middleware._ids import new_id
 from cra_middleware.approvals import Approver
 from cra_middleware.call_flow import CallPath
@@ -21,12 +22,14 @@ from cra_middleware.carp.resolve import resolve
 from cra_middleware.errors import CallRefused, SinkError
 from cra_middleware.interceptor import Flow, OpenCall, arun, run
 from cra_middleware.keeping import Recorder
+from cra_middleware.policies import Epoch
 from cra_middleware.setting import Identity, Resolved, Setting
 from cra_middleware.signatures import bind_arguments, describe
 from cra_middleware.trace.chain import Verdict, verify_lines
 from cra_middleware.trace.event import Event, EventType
 from cra_middleware.trace.payloads import render
 from cra_middleware.trace.profiles import read
+from cra_middleware.trace.redact import FACTS
 from cra_middleware.trace.sink import SessionLog
 from cra_middleware.trace.writer import ChainWriter, Entry
 
@@ -75,6 +78,11 @@ class Session:
     def facts(self) -> Facts:
         """What decisions depend on."""
         return self._identity.facts
+
+    @property
+    def behalf(self) -> str | None:
+        """On whose behalf it acts, where that was told."""
+        return self._identity.behalf
 
     @property
     def is_open(self) -> bool:
@@ -233,6 +241,7 @@ class Session:
                     new_id(),
                     identity.trace_id,
                     setting.options,
+                    self._recorded_facts(facts, epoch),
                 )
                 entries = (Entry(span_id, identity.span_id, kind, payload, now_us) for kind, payload in records)
                 operation.seen(self._recorder.keep_now(*entries))
@@ -307,6 +316,19 @@ class Session:
                 resolved = self._resolved
             assert resolved is not None
             return resolved
+
+    def _recorded_facts(self, facts: Facts, epoch: Epoch) -> bytes | None:
+        """What may be recorded of the session's facts; nothing, when values are not recorded."""
+        setting = self._setting
+        if not setting.options.full or not facts.context:
+            return None
+        text = canonical(dict(facts.context))
+        if epoch.redactor is None:
+            return text
+        shown = epoch.redactor.shown(FACTS, text)
+        if shown.commitments and setting.sidecar is not None:
+            setting.sidecar.keep(self._identity.data_subject, shown.commitments)
+        return shown.text
 
     def _own_request(self) -> Request:
         facts, identity = self._identity.facts, self._identity

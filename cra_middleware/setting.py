@@ -16,6 +16,7 @@ from cra_middleware.desk import Desk
 from cra_middleware.keeping import Keeping
 from cra_middleware.observer import Observer, Subject
 from cra_middleware.policies import Epoch, InForce
+from cra_middleware.sidecar import Sidecar
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,8 @@ class Setting:
     observer: Observer
     options: Options
     keeping: Keeping
+    sidecar: Sidecar | None = None
+    """Where personal values are kept."""
     on_shadow: Callable[[ToolCall, Shadow], None] | None = None
     """Hears of each call that runs only because a policy is not enforced."""
 
@@ -41,6 +44,13 @@ class Identity(NamedTuple):
     span_id: str
     goal: str
     facts: Facts
+    behalf: str | None = None
+    """On whose behalf it acts, where that is told."""
+
+    @property
+    def data_subject(self) -> str:
+        """Under whose name its personal values are kept."""
+        return self.behalf or self.session_id
 
     @property
     def subject(self) -> Subject:

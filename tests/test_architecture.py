@@ -22,7 +22,7 @@ FLOORS: list[set[str]] = [
     {"atlas"},  # atlas and trace do not know each other
     {"trace"},
     {"carp"},
-    {"approvals", "observer", "policies"},
+    {"approvals", "observer", "policies", "sidecar"},
     {"approval_store", "sqlite_approvals", "answering", "approvers"},
     {"interceptor", "observing", "stores"},
     {"attempt"},

@@ -36,6 +36,7 @@ from pydantic_core import ErrorDetails
 from cra_middleware.atlas.argument_tests import parse_argument_test
 from cra_middleware.atlas.globs import any_glob, glob
 from cra_middleware.atlas.manifest import Action, Conditions, Manifest, Policy
+from cra_middleware.atlas.redactions import FACTS, Argument, parse_personal, parse_redaction
 from cra_middleware.atlas.schemas import condition_problems, named_arguments, schema_problem, unknown_keywords
 
 Severity = Literal["error", "warning", "info"]
@@ -146,8 +147,9 @@ def check(manifest: Manifest, origins: Origins) -> Iterator[Finding]:
                 "documents are chosen before there is a call; use risk_tiers, agents, capabilities or context_matches"
             )
             yield finding("W010", place, "a context pack with conditions on arguments is never injected", hint)
-    for index, entry in enumerate(manifest.redact):
-        yield from _redacted(entry, index, manifest, origins)
+    for key, entries in (("redact", manifest.redact), ("personal", manifest.personal)):
+        for index, entry in enumerate(entries):
+            yield from _redacted(key, entry, origins.at(key, index), manifest)
     if not any(policy.type == "allow" for policy in manifest.policies):
         hint = "add a policy of type allow, or run with default_decision='allow'"
         yield finding("W005", origins.at("policies"), "no allow policy: everything will be denied", hint)
@@ -334,15 +336,18 @@ def _arguments(
                     yield finding("W007", place, message, "give it a type in the action's parameters_schema")
 
 
-def _redacted(entry: str, index: int, manifest: Manifest, origins: Origins) -> Iterator[Finding]:
-    actions, dot, argument = entry.rpartition(".")
-    place = origins.at("redact", index)
-    if not dot or not actions or not argument:
-        yield finding("E004", place, "not of the form <action>.<argument>", "for example *.email or ticket.reply.body")
+def _redacted(key: str, entry: str, place: Place, manifest: Manifest) -> Iterator[Finding]:
+    try:
+        named = parse_redaction(entry) if key == "redact" else parse_personal(entry)
+    except ValueError as error:
+        yield finding("E004", place, str(error), "see docs/atlas.md")
         return
-    about = [action for action in manifest.actions if glob(actions)(action.action_id)]
-    if not any(argument in named_arguments(action.parameters_schema or {}) for action in about):
-        yield finding("W008", place, f"no action it is about declares an argument {argument!r}", "is it misspelt?")
+    if isinstance(named, Argument) and named.actions != FACTS:
+        about = [action for action in manifest.actions if glob(named.actions)(action.action_id)]
+        if not any(named.name in named_arguments(action.parameters_schema or {}) for action in about):
+            yield finding(
+                "W008", place, f"no action it is about declares an argument {named.name!r}", "is it misspelt?"
+            )
 
 
 def _untyped(action: Action) -> set[str]:

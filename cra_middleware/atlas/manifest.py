@@ -1,8 +1,8 @@
 """Atlas/1.0 as data: what exists, and what is allowed. Frozen; unknown keys are errors below the top level.
 
 Source: the published ``atlas-manifest.schema.json``, and beyond it inline context blocks,
-``conditions.parameters``, ``conditions.arguments``, ``redact``, ``_`` and ``-`` inside ids, and two older names
-of ``require_approval``.
+``conditions.parameters``, ``conditions.arguments``, ``redact``, ``personal``, ``_`` and ``-`` inside ids, and two
+older names of ``require_approval``.
 """
 
 from __future__ import annotations
@@ -286,4 +286,6 @@ class Manifest(BaseModel):
     dependencies: dict[str, str] = {}
     metadata: dict[str, JsonValue] = {}
     redact: Strings = ()
-    """``<action glob>.<argument>``: arguments whose values never reach a sink (our extension)."""
+    """Values that never reach a sink, as ``redactions`` reads them (our extension)."""
+    personal: Strings = ()
+    """Values that a trace holds a commitment to, and a sidecar until they are erased (our extension)."""

@@ -16,6 +16,7 @@ from cra_middleware.carp.call import Decision, Deny, ToolCall
 from cra_middleware.carp.policy import ON_ARGUMENTS, CompiledAction, Facts, Rule, Situation, evaluate
 from cra_middleware.carp.quota import Counters
 from cra_middleware.carp.resolver import Resolver
+from cra_middleware.trace.redact import is_hidden
 
 _NO_ARGUMENTS = digest(b"{}")
 _AS_TEXT = ("datetime", "date", "time", "path")
@@ -38,6 +39,8 @@ def recorded_arguments(parameters: object, parameters_hash: str) -> Recorded:
     unknown: set[str] = set()
     for name, value in parameters.items():
         try:
+            if is_hidden(value):
+                raise _LostError
             values[name] = _value(value)
         except _LostError:
             unknown.add(name)

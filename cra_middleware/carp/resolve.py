@@ -60,9 +60,11 @@ def resolve(
     resolution_id: str,
     trace_id: str,
     options: Options,
+    context: bytes | None = None,
 ) -> tuple[Resolution, list[Record]]:
     """Answer a CARP request under ``facts``, as of ``now_us``.
 
+    ``context`` is what may be recorded of the session's facts, as canonical JSON.
     Only the Atlases that the session was opened for speak: others decide none of its calls.
     """
     task = request.task
@@ -114,7 +116,7 @@ def resolve(
         trace_id=trace_id,
     )
     records = [
-        _request_record(request, facts, options),
+        _request_record(request, facts, context),
         *_context_records(selection),
         *_policy_records(listed, facts, options.level),
         _completed_record(resolution),
@@ -193,7 +195,7 @@ def _is_left_to_the_call(rule: Rule) -> bool:
     return rule.type in ("require_approval", "rate_limit", "budget", "scope") or rule.on_arguments
 
 
-def _request_record(request: Request, facts: Facts, options: Options) -> Record:
+def _request_record(request: Request, facts: Facts, context: bytes | None) -> Record:
     return Record(
         "carp.request.received",
         render(
@@ -203,8 +205,8 @@ def _request_record(request: Request, facts: Facts, options: Options) -> Record:
                 "goal": request.task.goal,
                 "atlas_ids": None if request.atlas_ids is None else list(request.atlas_ids),
                 "risk_tier": None if facts.risk_tier == "low" else facts.risk_tier,
-                "context": dict(facts.context) if options.full and facts.context else None,
-            }
+            },
+            context=context,
         ),
     )
 

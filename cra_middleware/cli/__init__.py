@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from cra_middleware.cli import approvals, atlas, compare, policy_tests, report, sketch, trace
+from cra_middleware.cli import approvals, atlas, compare, personal, policy_tests, report, sketch, trace
 from cra_middleware.cli.check import check
 from cra_middleware.cli.doctor import doctor
 from cra_middleware.cli.output import complain
@@ -30,6 +30,8 @@ trace.app.command("report", short_help="What was decided, counted.")(report.repo
 trace.app.command("learn", short_help="Propose an Atlas from what was called.")(sketch.learn_command)
 trace.app.command("diff", short_help="How one trace differs from another.")(compare.diff_command)
 trace.app.command("replay", short_help="What another Atlas would have decided.")(compare.replay_command)
+trace.app.command("erase", short_help="Destroy a person's values.")(personal.erase_command)
+trace.app.command("reveal", short_help="The values behind commitments.")(personal.reveal_command)
 app.add_typer(trace.app, name="trace")
 app.add_typer(approvals.app, name="approvals")
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 
+import orjson
+
 from cra_middleware._canonical import canonical, json_string
 
 _TEXT, _COUNT, _OBJECT, _LIST, _FLAG, _ANY = (str,), (int,), (dict,), (list,), (bool,), (object,)
@@ -114,9 +116,14 @@ def _slow_problem(kind: str, payload: Mapping[str, object]) -> str | None:
     return None
 
 
-def render(payload: Mapping[str, object]) -> str:
-    """Canonical JSON of a payload whose optional keys are left out when None."""
-    return canonical({key: value for key, value in payload.items() if value is not None}).decode()
+def render(payload: Mapping[str, object], **verbatim: bytes | None) -> str:
+    """Canonical JSON of a payload whose optional keys are left out when None; ``verbatim`` values are canonical."""
+    given = {key: value for key, value in payload.items() if value is not None}
+    parts = {key: orjson.Fragment(text) for key, text in verbatim.items() if text is not None}
+    if not parts:
+        return canonical(given).decode()
+    made = {**{key: orjson.Fragment(canonical(value)) for key, value in given.items()}, **parts}
+    return orjson.dumps(made, option=orjson.OPT_SORT_KEYS).decode()
 
 
 quote = lru_cache(maxsize=4096)(json_string)
