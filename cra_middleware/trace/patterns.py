@@ -31,7 +31,7 @@ _PHONE = re.compile(
     r"|00[1-9][\d ().\-/]{5,22}\d"
     r"|(?:1[ .-])?(?:\(\d{3}\) ?|\d{3}[ .\-/])\d{3}[ .-]\d{4}"
     r"|0[1-9][ .-]\d\d[ .-]\d\d[ .-]\d\d[ .-]\d\d"
-    r"|\(?0\d{2,5}\)?[ \-/][\d \-/]{3,12}\d"
+    r"|(?:\(0\d{2,5}\)|0\d{2,5})[ \-/][\d \-/]{3,12}\d"
     r"|0\d{9,10}"
     r")(?!\w)",
     re.ASCII,
@@ -79,17 +79,21 @@ def _email(found: str) -> int:
 
 
 def _card(found: str) -> int:
-    """ISO/IEC 7812-1, annex B: the check digit. Behind a card's groups another number may stand."""
     digits = found.translate(_JOINED)
     if _checks(digits):
         return len(found)
-    shorter = found[: max(found.rfind(" "), found.rfind("-"), 0)]
-    return len(shorter) if len(shorter) > 13 and _checks(shorter.translate(_JOINED)) else 0
+    if len(found) - len(digits) < 4:
+        return 0
+    shorter = found[: max(found.rfind(" "), found.rfind("-"))]  # the fifth group may be another number
+    return len(shorter) if _checks(shorter.translate(_JOINED)) else 0
 
 
 def _checks(digits: str) -> bool:
+    """ISO/IEC 7812-1, annex B: every second digit from the end doubled, and their sum."""
+    if not 13 <= len(digits) <= 19:
+        return False
     summed = digits[::-2] + digits[-2::-2].translate(_TWICE)
-    return 13 <= len(digits) <= 19 and (sum(summed.encode()) - 48 * len(digits)) % 10 == 0
+    return (sum(summed.encode()) - 48 * len(digits)) % 10 == 0
 
 
 def _ip(found: str) -> int:

@@ -11,6 +11,7 @@ A place that is hidden wins over one that is personal, and both over a form; wha
 from __future__ import annotations
 
 import hmac
+import json
 import re
 import secrets
 from collections import Counter
@@ -21,7 +22,7 @@ from typing import Literal, NamedTuple
 import orjson
 
 from cra_middleware.errors import SinkError
-from cra_middleware.trace.commitments import Commitment, commit
+from cra_middleware.trace.commitments import KEY, Commitment, commit
 from cra_middleware.trace.patterns import FINDERS, TAG, hide
 
 Matches = Callable[[str], bool]
@@ -172,5 +173,5 @@ def _below(places: _Places, key: str) -> _Places:
 
 def is_hidden(value: object) -> bool:
     """Whether a recorded value lacks something that was hidden."""
-    text = orjson.dumps(value)
-    return TAG.encode() in text or b'"$commit"' in text
+    text = json.dumps(value)
+    return TAG in text or f'"{KEY}"' in text
