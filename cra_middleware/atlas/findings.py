@@ -342,7 +342,7 @@ def _redacted(key: str, entry: str, place: Place, manifest: Manifest) -> Iterato
     except ValueError as error:
         yield finding("E004", place, str(error), "see docs/atlas.md")
         return
-    if isinstance(named, Argument) and named.actions != FACTS:
+    if isinstance(named, Argument) and named.actions != FACTS and named.name != "*":
         about = [action for action in manifest.actions if glob(named.actions)(action.action_id)]
         if not any(named.name in named_arguments(action.parameters_schema or {}) for action in about):
             yield finding(
