@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -73,7 +74,9 @@ def test_erasing_leaves_nothing_to_guess_from(tmp_path: Path) -> None:
         sealed = [row for (row,) in raw.execute("SELECT sealed FROM personal WHERE subject = 1")]
     raw.close()
     assert len(sealed) == 50
+    size = (tmp_path / "p.db").stat().st_size + (tmp_path / "p.db-wal").stat().st_size
     assert sidecar.erase("ann") == 50
+    assert (tmp_path / "p.db").stat().st_size < size / 4  # written anew, without the room that the values took
     bytes_left = b"".join(file.read_bytes() for file in tmp_path.iterdir())
     assert key not in bytes_left
     assert not [row for row in sealed if row[-32:] in bytes_left]
@@ -117,6 +120,22 @@ def test_a_changed_sidecar_is_found_out(column: str, tmp_path: Path) -> None:
             f"UPDATE {table} SET {column} = (SELECT {column} FROM {table} WHERE {name} = ?) WHERE {name} = ?",
             (source, target),
         )
+    raw.close()
+    with pytest.raises(WithheldError) as caught:
+        sidecar.reveal(made["ref"])
+    assert caught.value.why == "altered"
+
+
+def test_a_value_that_was_sealed_again(tmp_path: Path) -> None:
+    """Whoever can read the file has the key; another value under it still does not give the commitment."""
+    sidecar = Sidecar(tmp_path / "p.db")
+    made = sidecar.commit("ann", EMAIL)
+    salt = sidecar.reveal(made["ref"]).salt
+    with sqlite3.connect(tmp_path / "p.db") as raw:
+        (key,) = raw.execute("SELECT key FROM subjects").fetchone()
+        bound = f"{made['ref']} {made['$commit']}".encode()
+        forged = bytes(12) + AESGCM(key).encrypt(bytes(12), salt + b'"bob@example.org"', bound)
+        raw.execute("UPDATE personal SET sealed = ?", (forged,))
     raw.close()
     with pytest.raises(WithheldError) as caught:
         sidecar.reveal(made["ref"])

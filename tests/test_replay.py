@@ -191,6 +191,8 @@ def test_a_resolution_is_answered_again() -> None:
         ({"a": "cra:bytes:00", "b": 1}, {"b": 1}, {"a"}),
         ({"a": {"x": ["cra:opaque:x.Y"]}}, {}, {"a"}),
         ({"a": "cra:redacted:00"}, {}, {"a"}),
+        ({"a": ["mail cra:redacted:email"], "b": 1}, {"b": 1}, {"a"}),
+        ({"a": {"x": {"$commit": "sha256:0", "ref": "r"}}}, {}, {"a"}),
         ({"a": "cra:int:five"}, {}, {"a"}),
         ({"a": "cra:new:thing"}, {}, {"a"}),
     ],
