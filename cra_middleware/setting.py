@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from cra_middleware._clock import Clock
 from cra_middleware.carp.call import Shadow, ToolCall
@@ -16,9 +16,7 @@ from cra_middleware.desk import Desk
 from cra_middleware.keeping import Keeping
 from cra_middleware.observer import Observer, Subject
 from cra_middleware.policies import Epoch, InForce
-
-if TYPE_CHECKING:
-    from cra_middleware.sidecar import Sidecar
+from cra_middleware.sidecar import Sidecar
 
 
 @dataclass(frozen=True, slots=True)

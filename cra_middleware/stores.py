@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cra_middleware.approval_store import MemoryApprovals
 from cra_middleware.approvals import ApprovalStore
 from cra_middleware.carp.counters import MemoryCounters
 from cra_middleware.carp.quota import Counters
 from cra_middleware.carp.sqlite_counters import SqliteCounters
+from cra_middleware.sidecar import Sidecar
 from cra_middleware.sqlite_approvals import SqliteApprovals
-
-if TYPE_CHECKING:
-    from cra_middleware.sidecar import Sidecar
 
 
 class Stores:
@@ -43,11 +40,8 @@ class Stores:
             self._made.append(self.counters)
         else:
             self.counters = MemoryCounters() if counters is None else counters
-        self.sidecar: Sidecar | None = None
-        if sidecar is not None:
-            from cra_middleware.sidecar import Sidecar  # cryptography costs 30 ms, which others need not pay
-
-            self.sidecar = Sidecar(sidecar)
+        self.sidecar = None if sidecar is None else Sidecar(sidecar)
+        if self.sidecar is not None:
             self._made.append(self.sidecar)
 
     def close(self) -> None:

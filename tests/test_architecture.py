@@ -134,8 +134,7 @@ def test_importing_has_no_side_effects() -> None:
     """Importing the core loads no framework and no SDK, prints nothing, and sets no global provider."""
     program = (
         "import sys, cra_middleware; from opentelemetry import trace; "
-        "print(sorted(name for name in sys.modules if name.split('.')[0] in "
-        "('langchain','langgraph','typer','rich','cryptography')), "
+        "print(sorted(name for name in sys.modules if name.split('.')[0] in ('langchain','langgraph','typer','rich')), "
         "[name for name in sys.modules if name.startswith('opentelemetry.sdk')], "
         "type(trace.get_tracer_provider()).__name__)"
     )
