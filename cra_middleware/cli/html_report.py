@@ -15,7 +15,7 @@ from cra_middleware.cli.output import complain, stop
 from cra_middleware.cli.trace_files import trace_files, try_verify
 from cra_middleware.errors import SinkError
 from cra_middleware.lines import read_again
-from cra_middleware.trace.sinks.jsonl import SUFFIX
+from cra_middleware.trace.sinks.segments import SUFFIX
 from cra_middleware.trace_page import render
 from cra_middleware.verification import FileReport
 
