@@ -28,6 +28,7 @@ from cra_middleware.carp.resolver import DefaultDecision, Resolver
 from cra_middleware.desk import Desk, Notify
 from cra_middleware.errors import AtlasError, ChainBroken
 from cra_middleware.keeping import Keeping
+from cra_middleware.keys import load_signer
 from cra_middleware.leaving import exit_on_sigterm, forget, leave_at_exit
 from cra_middleware.observing import Loudspeaker
 from cra_middleware.open_sessions import OpenSessions
@@ -68,6 +69,7 @@ class Runtime:
         record: Literal["hash", "full"] = "hash",
         trace_level: TraceLevel = "standard",
         durability: Literal["write_through", "sync"] = "write_through",
+        signing_key: str | Path | None = None,
         audit_deadline_seconds: float = 1.0,
         on_audit_failure: Literal["refuse", "allow"] = "refuse",
         handle_sigterm: bool = False,
@@ -100,6 +102,8 @@ class Runtime:
             trace_level: ``verbose`` also records the policies that did not restrict anything.
             durability: ``sync`` waits until a decision is on the disk before its tool runs; by default it is there
                 some milliseconds later.
+            signing_key: a file of ``cra keys generate``, or ``env:NAME``: heads over the trace folder are signed with
+                it, every second and at the end of each session.
             audit_deadline_seconds: how long a decision that cannot be kept (a full disk) is tried again.
             on_audit_failure: ``allow`` lets calls run although they cannot be recorded; the trace says how many
                 events are missing once it can be kept again.
@@ -110,7 +114,8 @@ class Runtime:
         Raises:
             AtlasError: when an Atlas has errors; it carries every finding.
             SinkError: when the trace folder cannot be used.
-            CRAError: when the file of ``approvals``, ``counters`` or ``sidecar`` cannot be used.
+            ChainBroken: when the folder's ledger was changed since it was signed.
+            CRAError: when the signing key, or the file of ``approvals``, ``counters`` or ``sidecar``, cannot be used.
             ValueError: when an option has an unknown value, two Atlases collide, a policy needs ``project`` or
                 ``costs``, or personal values need ``sidecar``.
         """
@@ -148,7 +153,7 @@ class Runtime:
             sidecar=self._stores.sidecar,
             on_shadow=Loudspeaker() if self._terms.is_observing else None,
         )
-        self._sink: Sink = _sink(trace)
+        self._sink: Sink = _sink(trace, signing_key)
         self._opener = Opener(self._setting, self._sink)
         self._sessions = OpenSessions()
         if handle_sigterm:
@@ -377,7 +382,9 @@ class Runtime:
         return session
 
 
-def _sink(trace: str | Path | Sink | None) -> Sink:
-    if trace is None:
-        return MemorySink()
-    return JsonlSink(trace) if isinstance(trace, (str, Path)) else trace
+def _sink(trace: str | Path | Sink | None, signing_key: str | Path | None) -> Sink:
+    if isinstance(trace, (str, Path)):
+        return JsonlSink(trace, signer=None if signing_key is None else load_signer(signing_key))
+    if signing_key is not None:
+        raise ValueError("signing_key signs a folder of traces: name one with trace=, or give JsonlSink a signer")
+    return MemorySink() if trace is None else trace

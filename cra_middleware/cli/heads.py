@@ -1,0 +1,136 @@
+"""``cra trace head``, ``prove`` and ``verify-proof``: what is signed, and proofs that stand alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cra_middleware.cli.output import Format, FormatOption, emit, say, stop
+from cra_middleware.errors import CRAError
+from cra_middleware.evidence.proving import head_of, prove_event, prove_growth
+from cra_middleware.keys import load_verifier
+from cra_middleware.trace.note import VerifierKey
+from cra_middleware.trace.proof import CONSISTENCY, MAX_PROOF_BYTES, verify_consistency_proof, verify_inclusion_proof
+from cra_middleware.trace.sinks.segments import segment_at
+from cra_middleware.trace.strict_json import StrictJSONError, read_object
+
+
+def head_command(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of traces.")]) -> None:
+    """Print the folder's last signed head, and nothing else: a C2SP checkpoint, to be kept elsewhere.
+
+    A head proves what was there when it was signed, as long as whoever may change the folder cannot change the head:
+    mail it, commit it, send it to another machine. Give it to `cra trace verify --head` later.
+
+    \b
+    Example:  cra trace head traces/ > kept.head
+
+    Exit code: 0, or 1 when there is no head.
+    """
+    try:
+        sys.stdout.write(head_of(folder).decode(errors="backslashreplace"))
+    except CRAError as error:
+        raise stop(error, 1) from None
+
+
+def prove_command(
+    place: Annotated[Path, typer.Argument(metavar="FILE", help="A session's trace file; with --since, the folder.")],
+    sequence: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="The event to prove, by its sequence number.")
+    ] = None,
+    since: Annotated[
+        Path | None, typer.Option(metavar="HEAD", help="An earlier signed head: prove that the log only grew since.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="PROOF", help="Write it there instead of to stdout.")] = None,
+) -> None:
+    """Write a proof that can be checked without the traces: of one event, or that nothing was taken back.
+
+    The proof of an event holds that event, the hashes that lead from it to the signed head, and the head. It shows
+    nothing else of the session.
+
+    \b
+    One event:   cra trace prove traces/01a2….trace.jsonl --sequence 12 --out event-12.json
+    Growth:      cra trace prove traces/ --since kept.head --out growth.json
+    Check it:    cra trace verify-proof event-12.json --key bot.pub
+
+    Exit code: 0, 1 when no signed head covers the event or the traces were changed, 2 for wrong usage.
+    """
+    known = segment_at(place)
+    if (sequence is None) == (since is None):
+        raise stop("say what to prove: --sequence N of a session's file, or --since HEAD of a folder", 2)
+    try:
+        if since is not None:
+            proof = prove_growth(place, since.read_bytes())
+        elif known is None or not place.is_file():
+            raise stop(f"{place} is not the trace file of a session; it is named after the session's id", 2)
+        else:
+            assert sequence is not None
+            proof = prove_event(place.parent, known.session_id, sequence)
+    except CRAError as error:
+        raise stop(error, 1) from None
+    except OSError as error:
+        raise stop(f"{since} cannot be read: {error.strerror or error}", 1) from None
+    if out is None:
+        sys.stdout.write(proof.decode())
+        return
+    try:
+        fd = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise stop(f"{out} cannot be written: {error.strerror or error}", 1) from None
+    with open(fd, "wb") as file:
+        file.write(proof)
+
+
+def verify_proof_command(
+    proof: Annotated[Path, typer.Argument(metavar="PROOF", help="What `cra trace prove` wrote.")],
+    key: Annotated[str, typer.Option(metavar="PUB", help="The public key (a .pub file, or its text) that signed.")],
+    format: FormatOption = Format.text,
+) -> None:
+    """Check a proof with the public key alone; no trace is needed, and none is looked at.
+
+    \b
+    Example:  cra trace verify-proof event-12.json --key bot.pub
+
+    Exit code: 0 when it proves what it says, 1 when it does not, 2 for wrong usage.
+    """
+    try:
+        verifier = load_verifier(key)
+        with proof.open("rb") as file:
+            data = file.read(MAX_PROOF_BYTES + 1)
+        kind = _kind_of(data)
+        found = _growth(data, verifier) if kind == CONSISTENCY else _event(data, verifier)
+    except CRAError as error:
+        raise stop(error, 1) from None
+    except OSError as error:
+        raise stop(f"{proof} cannot be read: {error.strerror or error}", 1) from None
+    if format is Format.json:
+        emit(found)
+        return
+    say((str(found["sentence"]), "bold green"))
+    if "event" in found:
+        say(json.dumps(found["event"], ensure_ascii=False))
+
+
+def _kind_of(data: bytes) -> object:
+    """Which proof it says it is; whoever verifies it looks again, and says what is wrong with it."""
+    try:
+        return read_object(data).get("kind")
+    except StrictJSONError:
+        return None
+
+
+def _event(data: bytes, key: VerifierKey) -> dict[str, object]:
+    found = verify_inclusion_proof(data, key)
+    sentence = f"PROVEN: event {found.sequence} of session {found.session_id} is in the log that {key.name} signed"
+    head = {"origin": found.head.origin, "size": found.head.size, "root": found.head.root.hex()}
+    return {"sentence": sentence, "proven": True, "event": found.event._asdict(), "head": head}
+
+
+def _growth(data: bytes, key: VerifierKey) -> dict[str, object]:
+    old, new = verify_consistency_proof(data, key)
+    sentence = f"PROVEN: the log of {new.size} entries begins with the one of {old.size}; {key.name} signed both"
+    return {"sentence": sentence, "proven": True, "old_size": old.size, "new_size": new.size}

@@ -1,0 +1,127 @@
+"""Making proofs from a folder of traces: of one event, and of a log that only grew.
+
+What is made here is believed by nobody: ``trace.proof`` verifies it, with the public key and without the folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cra_middleware.errors import TraceError
+from cra_middleware.trace.entry import Entry, event_leaf
+from cra_middleware.trace.ledger.book import Book, read_book, read_head
+from cra_middleware.trace.note import Checkpoint, NoteError
+from cra_middleware.trace.profiles import MalformedError, read
+from cra_middleware.trace.proof import Place, ProofError, consistency_document, inclusion_document
+from cra_middleware.trace.pruned import read_pruned
+from cra_middleware.trace.sinks.segments import read_segments, segments_of
+from cra_middleware.trace.tree import Leaves
+
+
+def prove_event(folder: Path, session_id: str, sequence: int) -> bytes:
+    """The proof that one event is in the log that the folder's head was signed for.
+
+    Raises:
+        ProofError: when no head covers the event, it is not there, or the folder does not hold what was signed.
+        SinkError: when the folder cannot be read.
+    """
+    book, note, head = _signed(folder)
+    place, entry = _covering(book, head, session_id, sequence)
+    leaves, line = _events(folder, session_id, sequence, entry.size)
+    if leaves.root(entry.size) != entry.root:
+        raise ProofError(f"session {session_id} is not what the ledger was told of: look at it with `cra trace verify`")
+    return inclusion_document(
+        line,
+        Place(sequence, entry.size, leaves.inclusion(sequence, entry.size)),
+        entry,
+        Place(place, head.size, book.leaves().inclusion(place, head.size)),
+        note,
+    )
+
+
+def prove_growth(folder: Path, old: bytes) -> bytes:
+    """The proof that the log of the folder's head begins with the log of ``old``, an earlier signed head of it.
+
+    Raises:
+        NoteError: when ``old`` is no head.
+        ProofError: when the folder does not hold what either was signed for.
+        SinkError: when the folder cannot be read.
+    """
+    book, note, head = _signed(folder)
+    before = _checkpoint(old)
+    if before.size > head.size or book.leaves().root(before.size) != before.root:
+        raise ProofError("the folder's log does not begin with the one that this head was signed for")
+    return consistency_document(old, note, book.leaves().consistency(before.size, head.size))
+
+
+def head_of(folder: Path) -> bytes:
+    """The signed head that lies in a folder of traces.
+
+    Raises:
+        ProofError: when there is none.
+        SinkError: when it cannot be read.
+    """
+    note = read_head(folder)
+    if note is None:
+        raise ProofError(f"{folder} has no signed head; give the runtime a signing key (`cra keys generate`)")
+    return note
+
+
+def _signed(folder: Path) -> tuple[Book, bytes, Checkpoint]:
+    note = head_of(folder)
+    book = read_book(folder) or Book(b"")
+    head = _checkpoint(note)
+    if head.size > len(book) or book.leaves().root(head.size) != head.root:
+        raise ProofError(f"the ledger in {folder} is not what its head was signed for: look with `cra trace verify`")
+    return book, note, head
+
+
+def _checkpoint(note: bytes) -> Checkpoint:
+    """What a note says; whoever gets the proof checks who signed it."""
+    try:
+        text = note.decode()
+    except UnicodeDecodeError as error:
+        raise NoteError("the head is not UTF-8 text") from error
+    return Checkpoint.parse(text.partition("\n\n")[0] + "\n")
+
+
+def _covering(book: Book, head: Checkpoint, session_id: str, sequence: int) -> tuple[int, Entry]:
+    """The last signed entry about a session, if it covers the event."""
+    found: tuple[int, Entry] | None = None
+    for place in range(head.size):
+        entry = book.entry(place)
+        if entry.session_id == session_id:
+            found = (place, entry)
+    if found is None:
+        raise ProofError(f"no signed head covers session {session_id} yet")
+    if found[1].size <= sequence:
+        raise ProofError(f"the signed head covers events 0 to {found[1].size - 1} of the session, not {sequence}")
+    return found
+
+
+def _events(folder: Path, session_id: str, sequence: int, size: int) -> tuple[Leaves, bytes]:
+    """The leaves of a session's first ``size`` events, and the line of one of them."""
+    leaves, wanted = Leaves(), b""
+    pruned = read_pruned(folder, session_id)
+    if pruned is not None:
+        if sequence < len(pruned):
+            raise ProofError(f"event {sequence} was removed by `cra trace prune`; only its hash was kept")
+        for place in range(len(pruned)):
+            leaves.append(event_leaf(pruned.hash(place)))
+    surplus = len(leaves)
+    files = segments_of(folder, session_id)
+    for place, line in enumerate(read_segments(files), files[0].first if files else 0):
+        if place < surplus:
+            continue
+        if place >= size:
+            break
+        try:
+            event = read(line.removesuffix(b"\n"), "cra").event
+        except MalformedError as error:
+            raise ProofError(f"event {place} of session {session_id} cannot be read: {error}") from error
+        leaves.append(event_leaf(event.event_hash))
+        if place == sequence:
+            wanted = line.removesuffix(b"\n")
+    if len(leaves) < size or not wanted:
+        raise TraceError(f"session {session_id} has {len(leaves)} events where the ledger knows {size}")
+    return leaves, wanted
