@@ -10,7 +10,19 @@ from typing import Annotated
 
 import typer
 
-from cra_middleware.cli import approvals, atlas, compare, heads, keys, personal, policy_tests, report, sketch, trace
+from cra_middleware.cli import (
+    approvals,
+    atlas,
+    compare,
+    heads,
+    keys,
+    personal,
+    policy_tests,
+    prune,
+    report,
+    sketch,
+    trace,
+)
 from cra_middleware.cli.check import check
 from cra_middleware.cli.doctor import doctor
 from cra_middleware.cli.output import complain
@@ -32,6 +44,7 @@ trace.app.command("diff", short_help="How one trace differs from another.")(comp
 trace.app.command("replay", short_help="What another Atlas would have decided.")(compare.replay_command)
 trace.app.command("erase", short_help="Destroy a person's values.")(personal.erase_command)
 trace.app.command("reveal", short_help="The values behind commitments.")(personal.reveal_command)
+trace.app.command("prune", short_help="Remove what need not be kept.")(prune.prune_command)
 trace.app.command("head", short_help="The folder's signed head.")(heads.head_command)
 trace.app.command("prove", short_help="A proof of one event, or of growth.")(heads.prove_command)
 trace.app.command("verify-proof", short_help="Check a proof, without the traces.")(heads.verify_proof_command)

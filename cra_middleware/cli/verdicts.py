@@ -21,8 +21,9 @@ def in_words(session: SessionReport, lacking: Sequence[str] = ()) -> Iterator[Pa
         facts.append(f"profile {verdict.profile}")
     if len(session.paths) > 1:
         facts.append(f"{len(session.paths)} files")
-    if session.session_id is not None and not any(session.session_id in path for path in session.paths):
-        facts.append(f"session {session.session_id}")
+    name = session.session_id
+    if session.paths and name is not None and not any(name in path for path in session.paths):
+        facts.append(f"session {name}")
     if session.intact:
         facts += [f"required: {word}" for word in lacking]
     yield f" ({', '.join(facts)})"

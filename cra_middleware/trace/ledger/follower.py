@@ -19,10 +19,10 @@ from pathlib import Path
 from cra_middleware._ids import new_id
 from cra_middleware.errors import ChainBroken, SinkError, TraceError
 from cra_middleware.trace.ledger.book import FOLDER
-from cra_middleware.trace.ledger.owner import Owner, replace_file, take_lock
+from cra_middleware.trace.ledger.owner import Owner, take_lock
 from cra_middleware.trace.ledger.session_tree import SessionTree
 from cra_middleware.trace.note import Signer
-from cra_middleware.trace.sinks.files import failed
+from cra_middleware.trace.sinks.files import failed, replace_file
 
 HEAD_SECONDS = 1.0
 HEAD_EVENTS = 1000

@@ -11,7 +11,6 @@ import fcntl
 import logging
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from cra_middleware.errors import ChainBroken, SinkError
@@ -19,7 +18,7 @@ from cra_middleware.trace.entry import ENTRY_BYTES, Entry
 from cra_middleware.trace.ledger.book import FOLDER, Book, read_book, read_head, read_inbox_file
 from cra_middleware.trace.ledger.session_tree import SessionTree
 from cra_middleware.trace.note import Checkpoint, NoteError, Signer, open_note
-from cra_middleware.trace.sinks.files import failed, sync_data, sync_folder
+from cra_middleware.trace.sinks.files import failed, replace_file, sync_data
 from cra_middleware.trace.tree import Frontier
 
 TreeOf = Callable[[str], SessionTree]
@@ -167,25 +166,6 @@ def take_lock(folder: Path) -> int | None:
         os.close(fd)
         raise failed(f"{folder / 'lock'} cannot be locked", error) from error
     return fd
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Put ``data`` durably in the place of what ``path`` holds: all of it, or nothing.
-
-    Raises:
-        OSError: when that is not possible.
-    """
-    beside = path.with_name(f".{path.name}.new")
-    with suppress(FileNotFoundError):
-        os.unlink(beside)
-    with open(
-        os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600), "wb"
-    ) as file:
-        file.write(data)
-        file.flush()
-        sync_data(file.fileno())
-    os.rename(beside, path)
-    sync_folder(path.parent)
 
 
 def _open(path: Path, flags: int) -> int:

@@ -81,6 +81,25 @@ def write_locked(path: Path, data: bytes) -> int:
     return fd
 
 
+def replace_file(path: Path, data: bytes) -> None:
+    """Put ``data`` durably in the place of what ``path`` holds: all of it, or nothing.
+
+    Raises:
+        OSError: when that is not possible.
+    """
+    beside = path.with_name(f".{path.name}.new")
+    with suppress(FileNotFoundError):
+        os.unlink(beside)
+    with open(
+        os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600), "wb"
+    ) as file:
+        file.write(data)
+        file.flush()
+        sync_data(file.fileno())
+    os.rename(beside, path)
+    sync_folder(path.parent)
+
+
 def move_tail(path: Path, fd: int, offset: int) -> None:
     """Move what lies behind ``offset`` of an open file to its quarantine, behind what an earlier attempt moved there.
 
