@@ -34,8 +34,15 @@ _RESERVED = frozenset(
         *("function", "time", "coproc", "!", "[[", "]]", "{", "}"),
     )
 )
-_GLOB = "*?["
-_UNREADABLE = "`$<>(){}\r"
+_UNREADABLE = "`$<>(){}*?[\r"
+"""Unquoted, the shell makes other words of it than those written: ``.e?v`` may be ``.env``, ``-?x`` an option."""
+_UNSEEN_KINDS = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"))
+"""Unicode categories of what has no shape of its own."""
+_UNSEEN = (
+    *("HANGUL FILLER", "HANGUL CHOSEONG FILLER", "HANGUL JUNGSEONG FILLER", "HALFWIDTH HANGUL FILLER"),
+    *("BRAILLE PATTERN BLANK", "VARIATION SELECTOR", "COMBINING GRAPHEME JOINER"),
+)
+"""Names of letters and marks that are blank to the eye all the same."""
 
 
 class Word(NamedTuple):
@@ -44,8 +51,6 @@ class Word(NamedTuple):
     text: str
     is_plain: bool
     """Written without quotes, backslashes or blanks."""
-    has_glob: bool
-    """A star, question mark or bracket that the shell would expand."""
 
 
 Command = tuple[Word, ...]
@@ -110,7 +115,7 @@ def _fits(command: Command, fits: Callable[[str], bool]) -> bool | None:
 def _check(command: Command) -> None:
     head, *rest = command
     name = head.text.rsplit("/", 1)[-1]
-    if head.has_glob or "=" in head.text or not name or head.text in _RESERVED or name in WRAPPERS:
+    if "=" in head.text or not name or head.text in _RESERVED or name in WRAPPERS:
         raise _UnreadableError
     if any(word.text in _RUNS_FROM_OPTIONS.get(name, ()) for word in rest):
         raise _UnreadableError
@@ -165,7 +170,6 @@ def _word(line: str, place: int) -> tuple[int, Word]:
     if line[place] == "#":  # a comment, or not: that depends on the shell's settings
         raise _UnreadableError
     text: list[str] = []
-    has_glob = False
     while place < end and line[place] not in " \t\n&|;":
         letter = line[place]
         if letter == "'":
@@ -181,18 +185,28 @@ def _word(line: str, place: int) -> tuple[int, Word]:
                 raise _UnreadableError
             text.append(_readable(line[place + 1]))
             place += 2
-        elif letter in _UNREADABLE or (letter == "!" and place + 1 < end and line[place + 1] not in " \t\n&|;="):
+        elif letter in _UNREADABLE or _is_expanded(line, begin, place):
             raise _UnreadableError
         else:
-            if letter in _GLOB:
-                if place == begin:  # it may become an option
-                    raise _UnreadableError
-                has_glob = True
             text.append(_readable(letter))
             place += 1
     whole = "".join(text)
     is_plain = whole == line[begin:place] and " " not in whole
-    return place, Word(whole, is_plain, has_glob)
+    return place, Word(whole, is_plain)
+
+
+def _is_expanded(line: str, begin: int, place: int) -> bool:
+    """Whether the unquoted letter at ``place`` stands where a shell makes something else of it: a home folder of
+    ``~``, an earlier line of ``!``, a program's path of a first ``=`` (zsh)."""
+    match line[place]:
+        case "~":
+            return place == begin or line[place - 1] in "=:"
+        case "!":
+            return place + 1 < len(line) and line[place + 1] not in " \t\n&|;="
+        case "=":
+            return place == begin
+        case _:
+            return False
 
 
 def _double_quoted(line: str, place: int, text: list[str]) -> int:
@@ -218,6 +232,8 @@ def _double_quoted(line: str, place: int, text: list[str]) -> int:
 def _readable(text: str) -> str:
     """Refuse what a person would not see, or see as something else."""
     for letter in text:
-        if letter not in " \t\n" and unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp", "Zs"):
+        if letter in "\t\n" or " " <= letter <= "~":
+            continue
+        if unicodedata.category(letter) in _UNSEEN_KINDS or unicodedata.name(letter, "").startswith(_UNSEEN):
             raise _UnreadableError
     return text
