@@ -11,16 +11,23 @@ import json
 import queue
 import threading
 import time
+from collections.abc import Iterator
 
 from cra_middleware._canonical import UnrepresentableError, canonical
 from cra_middleware.approvals import Answer, Pending
 
-_SHOWN = 400
-"""Letters of one argument that a person is shown."""
+MAX_READ = 20_000
+"""Letters of one question that a person can be expected to read at a terminal."""
+_WIDTH = 100
+"""Letters of an argument in one line."""
 
 
 class NoTerminalError(RuntimeError):
     """There is no terminal to ask on."""
+
+
+class TooLongToReadError(RuntimeError):
+    """A question is longer than what a person reads at a terminal; nobody may say yes to what was not shown."""
 
 
 def ask_on_terminal(pending: Pending) -> Answer:
@@ -30,12 +37,23 @@ def ask_on_terminal(pending: Pending) -> Answer:
 
     Raises:
         NoTerminalError: when there is none; the question stays open.
+        TooLongToReadError: when it is longer than ``MAX_READ`` letters; it stays open, too.
     """
     with Terminal() as terminal:
-        for line in describe_pending(pending):
+        lines = describe_pending(pending)
+        letters = sum(map(len, lines))
+        if letters > MAX_READ:
+            message = (
+                f"{pending.agent_id} wants to call {pending.action_id} with {letters} letters of arguments, which is "
+                "too long to be read here; keep approvals in a file, Runtime(approvals=FILE) without an approver, and "
+                "answer with cra approvals show and approve"
+            )
+            terminal.say(message)
+            raise TooLongToReadError(message)
+        for line in lines:
             terminal.say(line)
         by = person()
-        approved = terminal.ask(f"Approve, as {by}? [y/N]").lower() in ("y", "yes")
+        approved = terminal.ask(f"Approve {pending.action_id}, as {by}? [y/N]").lower() in ("y", "yes")
         reason = None if approved else terminal.ask("Why not? (the agent is told)") or None
     return Answer(
         approved, by, reason, (*pending.approvers, *(name for names in pending.also_needed for name in names))
@@ -66,21 +84,22 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """One line; nothing in it can steer the terminal."""
-        print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), file=self._out)
+        print(_plain(text), file=self._out)
 
     def ask(self, question: str) -> str:
         """What the person types."""
-        print(question, file=self._out, end=" ", flush=True)
+        print(_plain(question), file=self._out, end=" ", flush=True)
         return self._in.readline().strip()
 
 
 def describe_pending(pending: Pending) -> list[str]:
-    """A question as lines for a person."""
+    """A question as lines for a person, whole: nobody can say yes to what was not shown."""
     lines = [
         f"{pending.agent_id} wants to call {pending.action_id} ({pending.tool_name})",
         f"  {pending.reason}  [policy {pending.policy_id}]",
     ]
-    lines += [f"  {name}: {_shown(value)}" for name, value in pending.arguments.items()]
+    for name, value in pending.arguments.items():
+        lines += _folded(_plain(f"{name}: {_as_text(value)}"))
     for names in (pending.approvers, *pending.also_needed):
         if names:
             lines.append(f"  to be answered by {' or '.join(names)}")
@@ -95,12 +114,22 @@ def person() -> str:
         return "terminal"
 
 
-def _shown(value: object) -> str:
+def _folded(text: str) -> Iterator[str]:
+    """One argument, in lines that cannot be taken for another's."""
+    for begin in range(0, len(text), _WIDTH):
+        yield ("    | " if begin else "  ") + text[begin : begin + _WIDTH]
+
+
+def _as_text(value: object) -> str:
     try:
-        text = json.dumps(json.loads(canonical(value)), ensure_ascii=False)
+        return json.dumps(json.loads(canonical(value)), ensure_ascii=False)
     except (UnrepresentableError, ValueError, RecursionError):
-        text = f"an object of type {type(value).__name__}"
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} letters)"
+        return f"an object of type {type(value).__name__}"
+
+
+def _plain(text: str) -> str:
+    """With whatever could steer a terminal, or cannot be seen, as an escape."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class ApprovalQueue:

@@ -421,23 +421,26 @@ def test_a_queue() -> None:
 
 
 def test_a_question_in_words() -> None:
-    """Nothing that an agent writes is taken for ours, and long values are shortened."""
+    """Nothing that an agent writes is taken for ours, and a person sees all of it."""
     pending = Pending(
         approval_id="a",
         session_id="s",
         agent_id="bot",
         action_id="a.b",
         tool_name="t",
-        arguments={"text": "x" * 1000, "more": {"b": 1}, "odd": object()},
+        arguments={"text": "x" * 1000 + "\u202eend", "more": {"b": 1}, "odd": object()},
         policy_id="p",
         reason="Why.",
         approvers=("leads",),
     )
     lines = describe_pending(pending)
     assert lines[0] == "bot wants to call a.b (t)"
-    assert any(line.endswith("(1002 letters)") for line in lines)
+    text = "".join(line.removeprefix("  ").removeprefix("  | ") for line in lines[2:-3])
+    assert text == 'text: "' + "x" * 1000 + '\\u202eend"'
+    assert lines[-3:-1] == ['  more: {"b": 1}', '  odd: "cra:opaque:builtins.object"']
+    assert all(line.startswith("    | ") for line in lines[3:-3])
     assert lines[-1] == "  to be answered by leads"
-    assert all(len(line) < 500 for line in lines)
+    assert all(len(line) < 120 for line in lines)
 
 
 def test_no_terminal() -> None:

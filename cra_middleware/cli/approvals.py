@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from cra_middleware._canonical import canonical, digest
 from cra_middleware._clock import SystemClock
-from cra_middleware.approvals import Answer, Approval, ApprovalError, State
-from cra_middleware.approvers import NoTerminalError, Terminal, describe_pending, person
+from cra_middleware.approvals import Answer, Approval, ApprovalError, Pending, State
+from cra_middleware.approvers import MAX_READ, NoTerminalError, Terminal, describe_pending, person
 from cra_middleware.cli.output import Format, FormatOption, emit, say, stop
 from cra_middleware.sqlite_approvals import SqliteApprovals
 
@@ -82,17 +84,27 @@ def approve(
     by: ByOption = "",
     group: GroupOption = None,
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Kept with the answer.")] = "",
+    has_read: Annotated[
+        str,
+        typer.Option(
+            "--digest", metavar="SHA256", help="For a call too long to be shown here: what show --format json says."
+        ),
+    ] = "",
 ) -> None:
-    """Let the identical call through, once. Asks on the terminal first, never on stdin.
+    """Let the identical call through, once. Shows all of it and asks on the terminal, never on stdin.
 
-    An agent that runs commands as you could run this one: give it an identity of its own.
+    A call of more than 20,000 letters is not shown: read it with cra approvals show ID --format json, and give the
+    digest that stands there. An agent that runs commands as you could run this one: give it an identity of its own.
 
     \b
     Example:  cra approvals approve 3f9c11aa --store approvals.db --by ann --group team-leads
 
     Exit code: 0 approved, 1 not (no terminal, a no, expired, answered, not yours to answer), 2 for wrong usage.
     """
-    _answer(_open(store), approval, True, by, group or (), reason)
+    opened = _open(store)
+    found = _one(opened, approval)
+    lines = _to_read(found, has_read.lower())
+    _answer(opened, found, lines, Answer(True, by or person(), reason or None, tuple(group or ())))
 
 
 @app.command(short_help="Say no.")
@@ -107,20 +119,40 @@ def reject(
 
     Exit code: as approve.
     """
-    _answer(_open(store), approval, False, by, group or (), reason)
+    opened = _open(store)
+    found = _one(opened, approval)
+    _answer(opened, found, _described(found), Answer(False, by or person(), reason or None, tuple(group or ())))
 
 
-def _answer(store: SqliteApprovals, name: str, approved: bool, by: str, groups: Sequence[str], reason: str) -> None:
-    found = _one(store, name)
+def _to_read(found: Approval, has_read: str) -> list[str]:
+    """What a person is shown before a yes: all of it, or, where that is too long, the digest of what they have read."""
+    pending = found.pending
+    if has_read and has_read != _digest(pending):
+        raise stop("that is not the digest of this call's arguments: read them again, show ID --format json", 1)
+    lines = _described(found)
+    letters = sum(map(len, lines))
+    if letters <= MAX_READ:
+        return lines
+    if has_read:
+        head = describe_pending(replace(pending, arguments={}))
+        return [*head, f"  arguments: those that you have read, {has_read}", *_about(found)]
+    name = pending.approval_id[-8:]
+    raise stop(
+        f"the call has {letters} letters, too many to be read here: read cra approvals show {name} --format json, then "
+        f"say that you did: cra approvals approve {name} --digest and the digest that stands there",
+        1,
+    )
+
+
+def _answer(store: SqliteApprovals, found: Approval, lines: Sequence[str], answer: Answer) -> None:
+    approved = answer.approved
     try:
         with Terminal() as terminal:
-            for line in _described(found):
+            for line in lines:
                 terminal.say(line)
-            who = by or person()
             verb = "Approve" if approved else "Reject"
-            if terminal.ask(f"{verb}, as {who}? [y/N]").lower() not in ("y", "yes"):
+            if terminal.ask(f"{verb} {found.pending.action_id}, as {answer.by}? [y/N]").lower() not in ("y", "yes"):
                 raise stop("nothing was answered", 1)
-        answer = Answer(approved, who, reason or None, tuple(groups))
         store.answer(found.pending.approval_id, answer, SystemClock().wall_us())
     except NoTerminalError:
         raise stop("a person answers on a terminal, and there is none here", 1) from None
@@ -160,12 +192,21 @@ def _one(store: SqliteApprovals, name: str) -> Approval:
 
 
 def _described(item: Approval) -> list[str]:
+    return [*describe_pending(item.pending), *_about(item)]
+
+
+def _about(item: Approval) -> list[str]:
     pending = item.pending
-    lines = [*describe_pending(pending), f"  session {pending.session_id}", f"  approval {pending.approval_id}"]
+    lines = [f"  session {pending.session_id}", f"  approval {pending.approval_id}"]
     lines.append(f"  {item.state}{f' by {item.by}' if item.by else ''}{f': {item.reason}' if item.reason else ''}")
     if item.state == "pending":
         lines.append(f"  expires {_time(pending.expires_us)}")
     return lines
+
+
+def _digest(pending: Pending) -> str:
+    """Of the arguments as they are shown; the store's own is of what the tool gets, redacted values too."""
+    return digest(canonical(pending.arguments))
 
 
 def _time(us: int) -> str:
@@ -182,6 +223,7 @@ def _as_json(item: Approval) -> dict[str, object]:
         "action_id": pending.action_id,
         "tool_name": pending.tool_name,
         "arguments": dict(pending.arguments),
+        "digest": _digest(pending),
         "policy_id": pending.policy_id,
         "reason": pending.reason,
         "approvers": list(pending.approvers),

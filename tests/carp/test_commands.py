@@ -19,7 +19,17 @@ KILLS = commands_test(["rm *", "git push *--force*", "curl *"])
     "line",
     [
         *("git status", "git  status", "git status -s", "git\tstatus", "git log | head -3", "cd x && git diff main"),
-        *("git status;", "git status &", "ls\n\nls\n", "ls 'a*'", "ls './x y'", 'ls "a"', "ls a\\ b", "ls '~/x'", "ls ä"),
+        *(
+            "git status;",
+            "git status &",
+            "ls\n\nls\n",
+            "ls 'a*'",
+            "ls './x y'",
+            'ls "a"',
+            "ls a\\ b",
+            "ls '~/x'",
+            "ls ä",
+        ),
         *("git log --grep='a*'", 'git log --grep "[a-z]?"', "ls a\\*", "ls \\~", "git diff HEAD~1..HEAD~", "ls a~"),
         *("echo 'a;b'", "echo 'rm -rf /'", "echo '$(rm)'", "ls a#b", "ls 'a\nb'", "ls a!=b", "git diff HEAD~1 || ls"),
     ],

@@ -94,6 +94,36 @@ def test_the_terminal_as_an_approver(typed: str, answer: str) -> None:
     assert "\x1b[2J" not in shown
 
 
+def test_a_question_too_long_for_the_terminal() -> None:
+    """It is not asked, so nobody says yes to what was not shown."""
+    program = ASK_ON_TERMINAL.replace('"x\\x1b[2J"', '"x" * 20_001')
+    assert program != ASK_ON_TERMINAL
+    code, shown = python_on_terminal("-c", program, typed="y\n")
+    assert (code, "too long to be read here" in shown, "ANSWER" in shown) == (1, True, False), shown
+
+
+def test_approving_shows_every_letter(runtime: Runtime, store: Path) -> None:
+    """What stands at the end of a long argument is seen before the question."""
+    _, name = pending(runtime, amount="x" * 5000 + " END")
+    code, shown = on_terminal("approvals", "approve", name, "--store", str(store), typed="y\n")
+    assert (code, shown.index("END") < shown.index("[y/N]")) == (0, True), shown
+
+
+def test_a_call_too_long_to_show(cra: Cra, runtime: Runtime, store: Path) -> None:
+    """It is approved by who names the digest of what they read elsewhere, and by nobody else; anyone may say no."""
+    _, name = pending(runtime, amount="x" * 20_001 + " END")
+    approve = ("approvals", "approve", name, "--store", str(store))
+    code, shown = on_terminal(*approve, typed="y\n")
+    assert (code, "too many to be read here" in shown, "[y/N]" in shown) == (1, True, False)
+    assert runtime.approvals.list()[0].state == "pending"
+    read = cra("approvals", "show", name, "--store", store, "--format", "json").json
+    assert str(read["arguments"]).endswith("END'}")
+    code, shown = on_terminal(*approve, "--digest", "0" * 64, typed="y\n")
+    assert (code, "not the digest" in shown, "[y/N]" in shown) == (1, True, False)
+    code, shown = on_terminal(*approve, "--digest", read["digest"], typed="y\n")
+    assert (code, "those that you have read" in shown) == (0, True), shown
+
+
 def test_list_and_show(cra: Cra, runtime: Runtime, store: Path) -> None:
     """What waits is listed with its reason, shown with its arguments, and the same as JSON."""
     assert cra("approvals", "list", "--store", store).stdout == "Nothing waits.\n"
