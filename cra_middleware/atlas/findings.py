@@ -37,6 +37,7 @@ from cra_middleware.atlas.argument_tests import parse_argument_test
 from cra_middleware.atlas.globs import any_glob, glob
 from cra_middleware.atlas.manifest import Action, Conditions, Manifest, Policy
 from cra_middleware.atlas.redactions import FACTS, Argument, parse_personal, parse_redaction
+from cra_middleware.atlas.schema_work import work_problems
 from cra_middleware.atlas.schemas import condition_problems, named_arguments, schema_problem, unknown_keywords
 
 Severity = Literal["error", "warning", "info"]
@@ -289,6 +290,9 @@ def _action(action: Action, index: int, origins: Origins) -> Iterator[Finding]:
         if problem is not None:
             place = origins.at("actions", index, key, *problem.at)
             yield finding("E007", place, problem.message, "see https://json-schema.org/draft/2020-12")
+        for problem in work_problems(schema):
+            place = origins.at("actions", index, key, *problem.at)
+            yield finding("E007", place, problem.message, "name each alternative once, without $id and $anchor")
         for pointer in unknown_keywords(schema):
             place = origins.at("actions", index, key, *pointer)
             yield finding("W006", place, f"unknown JSON-Schema keyword {pointer[-1]!r}", "it checks nothing")

@@ -110,12 +110,12 @@ def _refuse(uri: str) -> JsonValue:
 
 def unknown_keywords(schema: JsonValue) -> Iterator[Pointer]:
     """Where ``schema`` uses a keyword that JSON Schema 2020-12 does not have (``x-`` keys are notes)."""
-    return (at for at, key, _ in _keywords(schema, ()) if key not in KEYWORDS and not key.startswith("x-"))
+    return (at for at, key, _ in keywords(schema, ()) if key not in KEYWORDS and not key.startswith("x-"))
 
 
 def condition_problems(schema: Schema) -> Iterator[Problem]:
     """What a condition may not hold: a keyword that would restrict nothing, a reference other than ``#/...``."""
-    for at, key, value in _keywords(dict(schema), ()):
+    for at, key, value in keywords(dict(schema), ()):
         if key not in KEYWORDS and not key.startswith("x-"):
             yield Problem(at, f"unknown JSON-Schema keyword {key!r}")
         elif key in _UNENFORCED or (key == "$schema" and value != DIALECT):
@@ -124,20 +124,20 @@ def condition_problems(schema: Schema) -> Iterator[Problem]:
             yield Problem(at, "only references of the form #/... are followed in a condition")
 
 
-def _keywords(schema: JsonValue, at: Pointer) -> Iterator[tuple[Pointer, str, JsonValue]]:
+def keywords(schema: JsonValue, at: Pointer) -> Iterator[tuple[Pointer, str, JsonValue]]:
     """Every keyword in ``schema`` and the schemas inside it, with its place and value."""
     if not isinstance(schema, Mapping):
         return
     for key, value in schema.items():
         yield (*at, key), key, value
         if key in _ONE:
-            yield from _keywords(value, (*at, key))
+            yield from keywords(value, (*at, key))
         elif key in _LIST and isinstance(value, Sequence):
             for index, item in enumerate(value):
-                yield from _keywords(item, (*at, key, index))
+                yield from keywords(item, (*at, key, index))
         elif key in _MAP and isinstance(value, Mapping):
             for name, item in value.items():
-                yield from _keywords(item, (*at, key, name))
+                yield from keywords(item, (*at, key, name))
 
 
 def named_arguments(schema: Schema) -> frozenset[str]:

@@ -15,7 +15,6 @@ from cra_middleware.atlas.schemas import named_arguments
 from cra_middleware.atlas.words import schema_in_words, window_in_words
 from cra_middleware.carp.arguments import shown_value, tell_argument
 from cra_middleware.carp.call import Allow, Ask, Decision, Deny, ToolCall
-from cra_middleware.carp.matchers import schema_violation
 from cra_middleware.carp.policy import RANK, CompiledAction, Condition, Facts, Rule, Situation, evaluate
 from cra_middleware.carp.quota import Counters, Exhausted, Limit, Reservation
 from cra_middleware.carp.resolver import Resolver
@@ -87,8 +86,8 @@ def explain(resolver: Resolver, call: ToolCall, facts: Facts, now_us: int, count
     action = resolver.actions.get(call.action_id)
     situation = Situation(facts, call.arguments, now_us)
     problem = call.problem
-    if problem is None and action is not None and action.validator is not None:
-        problem = schema_violation(action.validator, call.arguments)
+    if problem is None and action is not None and action.violation is not None:
+        problem = action.violation(call.arguments)
     rules = action.rules if action is not None and call.problem is None else ()
     seen = tuple(_seen(rule, action, situation, resolver.project) for rule in rules if action is not None)
     phase = _phase(decision, seen)

@@ -14,6 +14,7 @@ from itertools import islice
 
 import jsonschema_rs
 
+from cra_middleware.atlas.schema_work import too_much_work
 from cra_middleware.atlas.schemas import Schema, compile_schema, named_arguments
 from cra_middleware.carp.fits import Fit, compile_fit
 
@@ -38,6 +39,24 @@ def parameters_matcher(schema: Schema, declared: frozenset[str]) -> Matcher:
         return bool(validator.is_valid(dict(arguments)))
 
     return match
+
+
+Violation = Callable[[Arguments], str | None]
+"""Why arguments do not fit an action's schema; None when they do."""
+
+
+def schema_check(schema: Schema) -> Violation:
+    """Compile an action's schema."""
+    validator, too_much = compile_schema(schema), too_much_work(schema)
+    if too_much is None:
+        return lambda arguments: schema_violation(validator, arguments)
+
+    def check(arguments: Arguments) -> str | None:
+        if too_much(arguments):
+            return "the arguments are too deep or too many for the action's schema, which refers to itself"
+        return schema_violation(validator, arguments)
+
+    return check
 
 
 def schema_violation(validator: jsonschema_rs.Validator, arguments: Arguments) -> str | None:

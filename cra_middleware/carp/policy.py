@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
-import jsonschema_rs
-
 from cra_middleware.atlas.argument_tests import parse_argument_test
 from cra_middleware.atlas.globs import any_glob
 from cra_middleware.atlas.loader import Atlas
@@ -21,10 +19,10 @@ from cra_middleware.atlas.manifest import (
     PolicyType,
     RiskTier,
 )
-from cra_middleware.atlas.schemas import compile_schema, named_arguments
+from cra_middleware.atlas.schemas import named_arguments
 from cra_middleware.carp.arguments import arguments_matcher
 from cra_middleware.carp.limits import CostFunctions, Quota, own_quota, policy_quota
-from cra_middleware.carp.matchers import Arguments, parameters_matcher
+from cra_middleware.carp.matchers import Arguments, Violation, parameters_matcher, schema_check
 from cra_middleware.carp.messages import AllowedAction
 from cra_middleware.carp.time_windows import time_window_test
 
@@ -113,7 +111,8 @@ class CompiledAction:
 
     action: Action
     atlas_id: str
-    validator: jsonschema_rs.Validator | None
+    violation: Violation | None
+    """What the action's own schema says about arguments; None when it has none."""
     deny: tuple[Rule, ...]
     ask: tuple[Rule, ...]
     limits: tuple[Rule, ...]
@@ -206,7 +205,7 @@ def _compiled(
     return CompiledAction(
         action=action,
         atlas_id=atlas_id,
-        validator=None if schema is None else compile_schema(schema),
+        violation=None if schema is None else schema_check(schema),
         deny=phase("deny"),
         ask=asks,
         limits=(*limits, *phase("budget")),

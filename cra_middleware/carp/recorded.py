@@ -119,7 +119,7 @@ def _lost(action: CompiledAction, recorded: Recorded, knows_context: bool, situa
         surely_not = any(evaluate(one, situation) is False for one in rule.conditions if one.name not in _UNSURE)
         if lost and not surely_not:
             yield f"policy {rule.policy_id} looks at {lost[0]}"
-    if action.validator is not None:
+    if action.violation is not None:
         schema = named_arguments(action.action.parameters_schema or {})
         if recorded.unknown is None or recorded.unknown:
             names = sorted(recorded.unknown & schema) if recorded.unknown else []

@@ -24,7 +24,6 @@ from cra_middleware.atlas.loader import Atlas
 from cra_middleware.atlas.manifest import Conditions
 from cra_middleware.carp.call import Allow, Ask, Decision, Deny, Shadow, ToolCall
 from cra_middleware.carp.limits import CostFunctions
-from cra_middleware.carp.matchers import schema_violation
 from cra_middleware.carp.messages import DecisionType
 from cra_middleware.carp.near_miss import nearest_miss
 from cra_middleware.carp.policy import (
@@ -131,8 +130,8 @@ class Resolver:
                 if rule.is_enforced:
                     return Deny("policy_denied", rule.policy_id, rule.reason, shadows=shadows)
                 shadows += (Shadow(rule.policy_id, "deny", "policy_denied", rule.reason),)
-        if action.validator is not None:
-            violation = schema_violation(action.validator, arguments)
+        if action.violation is not None:
+            violation = action.violation(arguments)
             if violation is not None:
                 itself = f"action:{call.action_id}"
                 return Deny("invalid_parameters", itself, violation, None, "invalid_parameters", shadows)

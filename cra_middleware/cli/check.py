@@ -192,7 +192,7 @@ def _print(told: Explanation, facts: Facts, resolver: Resolver) -> None:
         if item.type == "deny":
             _print_seen(item)
     if call.problem is None and known is not None:
-        fits = "the action has no schema" if known.validator is None else "the arguments fit"
+        fits = "the action has no schema" if known.violation is None else "the arguments fit"
         problem = told.schema_problem
         say(
             (problem or fits, "bold red" if problem else "dim"),

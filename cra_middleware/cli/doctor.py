@@ -86,7 +86,7 @@ def _actions(resolver: Resolver) -> Iterator[_Told]:
     for name, action in resolver.actions.items():
         if not action.allow:
             yield "warning", name, "is allowed by no rule: every call is denied"
-        elif action.validator is None:
+        elif action.violation is None:
             yield "warning", name, "has no schema: whatever arguments come are taken"
         for rule in action.rules:
             if not rule.is_enforced:

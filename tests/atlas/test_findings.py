@@ -619,3 +619,15 @@ def test_hidden_arguments_that_nothing_declares() -> None:
     for key in ("redact", "personal"):
         found = Atlas.from_dict(manifest(**{key: entries})).findings
         assert [(item.code, item.pointer) for item in found if item.code == "W008"] == [("W008", f"/{key}/0")]
+
+
+def test_a_schema_that_takes_exponential_time_never_loads() -> None:
+    """A chain of alternatives, each twice, would hang the first call."""
+    links = {str(n): {"anyOf": [{"$ref": f"#/$defs/{n + 1}"}] * 2} for n in range(30)}
+    schema = {"$defs": {**links, "30": {"type": "string"}}, "properties": {"amount": {"$ref": "#/$defs/0"}}}
+    action = {**manifest()["actions"][0], "parameters_schema": schema}
+    with pytest.raises(AtlasError) as refused:
+        Atlas.from_dict(manifest(actions=[action]))
+    assert [(finding.code, finding.pointer) for finding in refused.value.findings if finding.code == "E007"] == [
+        ("E007", "/actions/0/parameters_schema")
+    ]
