@@ -56,7 +56,7 @@ def _wrap(action_id: str, fn: Callable[..., Any]) -> Callable[..., Any]:
         session = current_session()
         if session is None:
             raise NoActiveSession("no session is active; open one: with runtime.session(...):", action_id=action_id)
-        return session, ToolCall.freeze(action_id, name, bind(args, kwargs))
+        return session, session.freeze(action_id, name, bind(args, kwargs))
 
     if inspect.iscoroutinefunction(fn):
         wrapper = _coroutine_function(fn, prepare, bind)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -11,9 +11,8 @@ from typing import TypeVar
 from cra_middleware._canonical import canonical, digest
 from cra_middleware.atlas.globs import glob
 from cra_middleware.atlas.loader import Atlas
-from cra_middleware.atlas.manifest import ToolTarget
 from cra_middleware.atlas.redactions import Argument, Forms, Pointed, parse_personal, parse_redaction
-from cra_middleware.carp.call import Target
+from cra_middleware.carp.call import Target, ToolCall
 from cra_middleware.carp.limits import CostFunctions
 from cra_middleware.carp.resolver import DefaultDecision, Resolver
 from cra_middleware.trace.redact import Redactor, Rule
@@ -61,13 +60,17 @@ class Epoch:
 
     def target_for(self, tool_name: str, framework: str, declared: str | None) -> Target:
         """What a tool stands for: as the Atlases map it, as it declares itself, or its own name."""
-        for section in (framework, "any"):
-            for atlas in self.atlases:
-                adapter = atlas.manifest.adapters.get(section)
-                target = adapter.tools.get(tool_name) if adapter is not None else None
-                if target is not None:
-                    return Target(target.action, target.args) if isinstance(target, ToolTarget) else Target(target)
-        return Target(declared or tool_name)
+        return self.resolver.mapped(tool_name, framework) or Target(declared or tool_name)
+
+    def freeze(self, action_id: str, tool_name: str, arguments: Mapping[str, object]) -> ToolCall:
+        """The call of a function as an action, or as a tool that the Atlases map to one.
+
+        Raises:
+            TypeError: when ``action_id`` is no string, or two arguments would have one name.
+        """
+        if action_id in self.resolver.actions:
+            return ToolCall.freeze(action_id, tool_name, arguments)
+        return self.target_for(action_id, "any", None).call(tool_name, arguments)
 
     def argument_policies(self) -> tuple[str, ...]:
         """The policies that only a call's arguments can decide."""

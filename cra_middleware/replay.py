@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from cra_middleware._clock import parse_us
-from cra_middleware.atlas.manifest import RISK_TIERS, RiskTier, ToolTarget
-from cra_middleware.carp.call import Allow, Ask, Decision, Deny
+from cra_middleware.atlas.manifest import RISK_TIERS, RiskTier
+from cra_middleware.carp.call import Allow, Ask, Decision, Deny, Target
 from cra_middleware.carp.counters import MemoryCounters
 from cra_middleware.carp.messages import Request, Requester, Task
 from cra_middleware.carp.policy import Facts
@@ -107,6 +107,8 @@ class _Call:
     session: _Session
     recorded: Recorded
     action_id: str
+    perhaps: tuple[str, ...]
+    """What else it may have been, when the new Atlases' tool maps disagree; empty when it is known."""
     first: Decision | None
     lost: str
     was: Verdict | None = None
@@ -210,13 +212,16 @@ class _Replayer:
 
     def _requested(self, event: Event, session: _Session) -> _Call:
         recorded = recorded_arguments(event.payload.get("parameters"), _text(event, "parameters_hash"))
-        action_id, recorded = self._mapped(_text(event, "action_id"), recorded)
-        call = _Call(event, session, recorded, action_id, None, "")
+        action_id, recorded, perhaps = self._mapped(event, recorded)
+        call = _Call(event, session, recorded, action_id, perhaps, None, "")
         call.first, call.lost = self._decide(call, parse_us(event.timestamp), approved=False)
         return call
 
     def _decide(self, call: _Call, now_us: int, approved: bool) -> tuple[Decision | None, str]:
         """The decision, when it is the same whatever became of the calls that could not be decided."""
+        if call.perhaps:
+            self._spend(call, now_us)
+            return None, "the tool map of the framework that made the call, which the trace does not name"
         session = call.session
         found: list[Decision | None] = []
         lost = ""
@@ -249,8 +254,9 @@ class _Replayer:
 
     def _spend(self, call: _Call, now_us: int) -> None:
         """At worst, a call that cannot be decided has run, and has taken whatever it could."""
-        action, facts = self._resolver.actions.get(call.action_id), call.session.facts
-        for rule in action.limits if action is not None else ():
+        facts = call.session.facts
+        actions = [self._resolver.actions.get(name) for name in {call.action_id, *call.perhaps}]
+        for rule in (rule for action in actions if action is not None for rule in action.limits):
             limit = None
             if rule.quota is not None:
                 limit = rule.quota.limit(facts.agent_id, facts.root_session_id, None)
@@ -279,21 +285,23 @@ class _Replayer:
         else:
             call.was = Verdict("deny", code, _text(event, "policy_id"), _text(event, "reason"))
 
-    def _mapped(self, action_id: str, recorded: Recorded) -> tuple[str, Recorded]:
-        """A tool that was observed without an Atlas has its own name for an action id."""
-        if action_id in self._resolver.actions:
-            return action_id, recorded
-        for atlas in self._resolver.atlases:
-            for adapter in atlas.manifest.adapters.values():
-                target = adapter.tools.get(action_id)
-                if isinstance(target, ToolTarget):
-                    names = target.args
-                    renamed = {names.get(key, key): value for key, value in recorded.arguments.items()}
-                    unknown = recorded.unknown and {names.get(key, key) for key in recorded.unknown}
-                    return target.action, Recorded(renamed, unknown)
-                if target is not None:
-                    return target, recorded
-        return action_id, recorded
+    def _mapped(self, event: Event, recorded: Recorded) -> tuple[str, Recorded, tuple[str, ...]]:
+        """A tool that was observed without an Atlas has its own name for an action id. What it stands for is what
+        the new Atlases say, and what else it may be when that depends on the framework, which no trace names."""
+        name = _text(event, "action_id")
+        if name in self._resolver.actions:
+            return name, recorded, ()
+        sections = {section for atlas in self._resolver.atlases for section in atlas.manifest.adapters}
+        if "tool_call_id" not in event.payload:  # perhaps no framework's
+            sections.add("any")
+        targets = [self._resolver.mapped(name, section) or Target(name) for section in sorted(sections)]
+        first, *others = targets or [Target(name)]
+        if any(other != first for other in others):
+            return name, recorded, tuple(target.action_id for target in targets)
+        names = first.renames
+        renamed = {names.get(key, key): value for key, value in recorded.arguments.items()}
+        unknown = recorded.unknown and {names.get(key, key) for key in recorded.unknown}
+        return first.action_id, Recorded(renamed, unknown), ()
 
 
 def _step(call: _Call) -> Step:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar, Token
 from types import TracebackType
@@ -152,17 +152,27 @@ class Session:
     def call(self, action_id: str, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run ``fn(*args, **kwargs)`` as ``action_id``, or refuse to.
 
+        A name that no Atlas declares may be that of a tool which one maps (``adapters.any.tools``).
+
         Raises:
             CallRefused: when the function did not run; which one says why.
             TypeError: when the arguments do not fit the function's signature.
         """
-        call = ToolCall.freeze(action_id, describe(fn), bind_arguments(fn, args, kwargs))
+        call = self.freeze(action_id, describe(fn), bind_arguments(fn, args, kwargs))
         return self.run(call, lambda: fn(*args, **kwargs))
 
     async def acall(self, action_id: str, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """As ``call``, for a coroutine function."""
-        call = ToolCall.freeze(action_id, describe(fn), bind_arguments(fn, args, kwargs))
+        call = self.freeze(action_id, describe(fn), bind_arguments(fn, args, kwargs))
         return await self.arun(call, lambda: fn(*args, **kwargs))
+
+    def freeze(self, action_id: str, tool_name: str, arguments: Mapping[str, object]) -> ToolCall:
+        """A call of an action, or of a tool that an Atlas maps to one, before it is decided.
+
+        Raises:
+            TypeError: when a name is no string, or two arguments would have one name.
+        """
+        return self._setting.policies.epoch.freeze(action_id, tool_name, arguments)
 
     def run(self, call: ToolCall, tool: Callable[[], T], body: object = None, approver: Approver | None = None) -> T:
         """Run ``tool`` for a call that an adapter froze.

@@ -224,3 +224,18 @@ def test_the_same_atlas_decides_the_same(entries: list[dict[str, Any]], calls: l
     options = {} if answer is None else {"approver": lambda pending: answer}
     result = told(recorded(made, *calls, **options), made)
     assert [step for step in result.steps if step.is_changed] == []
+
+
+@pytest.mark.filterwarnings("ignore::cra_middleware.policies.AtlasWarning")
+def test_a_tool_that_frameworks_map_apart() -> None:
+    """Which framework called is in no trace: where their maps disagree nothing is guessed, and a limit may be spent."""
+    with Runtime.observe(record="full") as runtime, runtime.session() as session:
+        session.call("look", lambda: None)
+        session.call("ticket.get", lambda: None)
+    apart = {"one": {"tools": {"look": "ticket.get"}}, "two": {"tools": {"look": "refund.create"}}}
+    for adapters in (apart, {"one": apart["one"]}):
+        assert words(told([session.events], atlas(DENY, adapters=adapters))) == ["allow undecidable", "allow allow"]
+    once = {**RATE, "parameters": {"max_calls": 1, "window_seconds": 60}}
+    assert words(told([session.events], atlas(once, adapters=apart)))[1] == "allow undecidable"
+    agreed = {**apart, "two": apart["one"], "any": apart["one"]}
+    assert words(told([session.events], atlas(adapters=agreed))) == ["allow allow", "allow allow"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from datetime import date
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -10,9 +12,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cra_middleware import Atlas, Runtime
+from cra_middleware import Atlas, Runtime, Session, governed
 from cra_middleware.atlas.manifest import ACTION_ID
 from cra_middleware.atlas.yaml_text import read_yaml
+from cra_middleware.carp.resolver import Resolver
+from cra_middleware.replay import replay
 from cra_middleware.sketch import ToolSketch, action_ids, atlas_files, atlas_text, learn
 from tests.conftest import manifest
 
@@ -76,3 +80,31 @@ def test_what_was_seen_is_proposed() -> None:
         ("ask", "refund.create"),
         ("allow", "ticket.get"),
     ]
+
+
+def _calls(session: Session) -> None:
+    """The same traffic each time: tools under their own names, positional arguments, odd values."""
+    session.call("search_docs", lambda query, limit=5: "found", "refunds")
+    session.call("search.docs", lambda n: n, "&x: - #")
+    session.call("store", lambda data: None, {"parts": []})
+    session.call("CamelTool", lambda page: None, None)
+    session.call("when", lambda at, cost: None, date(2026, 1, 5), Decimal("1.5"))
+    _delete_page("old")
+
+
+@governed("delete-page")
+def _delete_page(page: str) -> None:
+    return None
+
+
+def test_what_was_observed_runs_under_the_learned_atlas() -> None:
+    """Observed, learned, enforced, replayed: the identical traffic is allowed, and replay says the same."""
+    with Runtime.observe(record="full") as runtime, runtime.session("bot") as session:
+        _calls(session)
+    atlas = Atlas.from_dict(read_yaml(atlas_text(learn([session.events]), "t")))  # type: ignore[arg-type]
+    with Runtime(atlas, record="full") as runtime, runtime.session("bot") as again:
+        _calls(again)
+    decided = replay([session.events], Resolver([atlas]))
+    assert [step.now.word for step in decided.changed] == []
+    assert decided.undecidable == ()
+    assert replay([again.events], Resolver([atlas])).changed == ()

@@ -21,8 +21,8 @@ from typing import Literal
 
 from cra_middleware.atlas.findings import check_dependencies
 from cra_middleware.atlas.loader import Atlas
-from cra_middleware.atlas.manifest import Conditions
-from cra_middleware.carp.call import Allow, Ask, Decision, Deny, Shadow, ToolCall
+from cra_middleware.atlas.manifest import Conditions, ToolTarget
+from cra_middleware.carp.call import Allow, Ask, Decision, Deny, Shadow, Target, ToolCall
 from cra_middleware.carp.limits import CostFunctions
 from cra_middleware.carp.messages import DecisionType
 from cra_middleware.carp.near_miss import nearest_miss
@@ -111,6 +111,16 @@ class Resolver:
     def actions(self) -> Mapping[str, CompiledAction]:
         """Every declared action, in load and manifest order."""
         return self._actions
+
+    def mapped(self, tool_name: str, framework: str) -> Target | None:
+        """What the Atlases say that a tool of ``framework`` stands for; ``any`` is every framework, and none."""
+        for section in dict.fromkeys((framework, "any")):
+            for atlas in self.atlases:
+                adapter = atlas.manifest.adapters.get(section)
+                target = adapter.tools.get(tool_name) if adapter is not None else None
+                if target is not None:
+                    return Target(target.action, target.args) if isinstance(target, ToolTarget) else Target(target)
+        return None
 
     def decide(self, call: ToolCall, facts: Facts, now_us: int, counters: Counters, approved: bool = False) -> Decision:
         """The verdict on one call, made at ``now_us``; ``approved`` says that a person said yes to it."""
