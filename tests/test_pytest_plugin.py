@@ -66,6 +66,26 @@ def test_a_case_that_differs_fails(project: Path) -> None:
     assert "more.yaml#/0" in run(project).stdout
 
 
+def test_a_misspelt_path_is_an_error(project: Path) -> None:
+    """A run without a case must not look like one in which all passed, also when one file is named."""
+    (project / "pytest.ini").write_text("[pytest]\ncra_atlas = atlases/suport\n")
+    for arguments in ((), ("checks/test_user.py",)):
+        done = run(project, *arguments)
+        assert (done.returncode, "there is no Atlas in" in done.stderr) == (4, True), done.stdout + done.stderr
+
+
+def test_an_atlas_without_tests_is_told(project: Path) -> None:
+    """Its fixtures work, and a warning is seen; a manifest may be named instead of its folder."""
+    folder = project / "atlas"
+    subprocess.run(["cp", "-r", str(ATLAS), str(folder)], check=True)
+    (project / "pytest.ini").write_text("[pytest]\ncra_atlas = atlas/atlas.yaml\n")
+    assert "19 passed" in run(project).stdout
+    for file in (folder / "tests").iterdir():
+        file.unlink()
+    done = run(project)
+    assert ("1 passed" in done.stdout, "the Atlas has no tests" in done.stdout) == (True, True), done.stdout
+
+
 def test_named_files_only(project: Path) -> None:
     """Whoever names a file gets that file."""
     assert "1 passed" in run(project, "checks/test_user.py").stdout

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from cra_middleware import Runtime
     from cra_middleware.testing import MemorySink, RecordedCalls
 
+_SUFFIXES = (".yaml", ".yml", ".json")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini("cra_atlas", "folder of the Atlas whose tests are run, and that cra_runtime decides by", default="")
@@ -28,9 +30,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """Add the Atlas's cases to a plain ``pytest``.
+
+    Raises:
+        pytest.UsageError: when there is no Atlas where ``cra_atlas`` says.
+    """
     folder = _tests(config)
+    if folder is None:
+        return
+    _check(config, folder)
     # whoever names files gets those; a plain `pytest` gets the Atlas's cases, too
-    if folder is not None and folder.is_dir() and config.args_source is not pytest.Config.ArgsSource.ARGS:
+    if folder.is_dir() and config.args_source is not pytest.Config.ArgsSource.ARGS:
         inside = [Path(config.invocation_params.dir, name).resolve() for name in config.args]
         if not any(folder.is_relative_to(name) for name in inside):
             config.args.append(str(folder))
@@ -38,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
     folder = _tests(parent.config)
-    if folder is None or file_path.parent != folder or file_path.suffix not in (".yaml", ".yml", ".json"):
+    if folder is None or file_path.parent != folder or file_path.suffix not in _SUFFIXES:
         return None
     made: pytest.Collector = AtlasFile.from_parent(parent, path=file_path)
     return made
@@ -118,5 +128,21 @@ def _project(config: pytest.Config) -> str:
 
 
 def _tests(config: pytest.Config) -> Path | None:
+    """Where the cases are: beside the manifest, which may be named itself."""
+    name: str = config.getini("cra_atlas")
+    if not name:
+        return None
+    atlas = Path(config.rootpath, name).resolve()
+    return (atlas.parent if atlas.suffix in _SUFFIXES else atlas) / "tests"
+
+
+def _check(config: pytest.Config, folder: Path) -> None:
+    """A misspelt path must not be a green run without a case."""
     name = config.getini("cra_atlas")
-    return (config.rootpath / name / "tests").resolve() if name else None
+    atlas = (config.rootpath / name).resolve()
+    manifests = [atlas] if atlas.suffix in _SUFFIXES else [atlas / f"atlas{suffix}" for suffix in _SUFFIXES]
+    if not any(manifest.is_file() for manifest in manifests):
+        raise pytest.UsageError(f"cra_atlas = {name}: there is no Atlas in {atlas}; correct the path")
+    if not (folder.is_dir() and any(file.suffix in _SUFFIXES for file in folder.iterdir())):
+        text = f"cra_atlas = {name}: the Atlas has no tests; write cases into {folder}"
+        config.issue_config_time_warning(pytest.PytestConfigWarning(text), stacklevel=2)
