@@ -86,8 +86,8 @@ class Replay(NamedTuple):
 
     @property
     def is_same(self) -> bool:
-        """Whether nothing would change, as far as the traces tell."""
-        return not self.changed and all(item.recorded == item.now for item in self.requests)
+        """Whether surely nothing would change; a call that cannot be decided may."""
+        return not self.changed and not self.undecidable and all(item.recorded == item.now for item in self.requests)
 
 
 @dataclass(slots=True)

@@ -56,7 +56,9 @@ def replay_command(
     atlas: Annotated[list[str], typer.Option("--atlas", metavar="PATH", help="The Atlas to decide by; repeatable.")],
     baseline: Annotated[str, typer.Option(metavar="PATH", help="An Atlas that the others may only tighten.")] = "",
     project: Annotated[str, typer.Option(metavar="DIR", help="The folder that $PROJECT stands for.")] = "",
-    expect_same: Annotated[bool, typer.Option("--expect-same", help="Exit with 1 when anything would change.")] = False,
+    expect_same: Annotated[
+        bool, typer.Option("--expect-same", help="Exit with 1 when anything would change, or is undecidable.")
+    ] = False,
     everything: Annotated[bool, typer.Option("--all", help="Also show the calls that stay as they are.")] = False,
     format: FormatOption = Format.text,
 ) -> None:
@@ -69,8 +71,8 @@ def replay_command(
     Example:  cra trace replay traces/ --atlas atlases/support
     In CI:    cra trace replay golden/ --atlas atlases/support --expect-same
 
-    Exit code: 0, 1 when a file does not verify, the Atlas has errors or --expect-same finds a change, 2 for wrong
-    usage.
+    Exit code: 0, 1 when a file does not verify, the Atlas has errors or --expect-same finds a change or a call
+    that cannot be decided, 2 for wrong usage.
     """
     resolver = _resolver(atlas, baseline, project)
     found, broken = intact_files(files)
@@ -81,6 +83,9 @@ def replay_command(
         _print_replay(told, everything)
     if broken:
         raise stop(f"{broken} of {broken + len(found)} files were not replayed", 1)
+    if expect_same and told.undecidable:
+        count = f"{len(told.undecidable)} of {len(told.steps)} calls"
+        raise stop(f'{count} cannot be decided, so nobody can say "same"; record with record="full"', 1)
     if expect_same and not told.is_same:
         raise typer.Exit(1)
 

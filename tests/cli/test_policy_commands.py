@@ -136,6 +136,19 @@ def test_atlas_test(cra: Cra, tmp_path: Path) -> None:
     assert "has no tests" in cra("atlas", "test", folder).stderr
 
 
+def test_what_cannot_be_decided_is_not_the_same(cra: Cra, tmp_path: Path) -> None:
+    """With hashes only, nobody can say that a decision about arguments would stay."""
+    atlas, traces = tmp_path / "checks.json", tmp_path / "t"
+    large = {"policy_id": "large", "type": "deny", "conditions": {"arguments": {"amount": "> 100"}}}
+    atlas.write_text(json.dumps(manifest(policies=policies(large))))
+    with Runtime(atlas, trace=traces) as runtime, runtime.session("bot") as session:
+        session.call("refund.create", lambda amount: None, 5)
+    told = cra("trace", "replay", traces, "--atlas", atlas, "--expect-same")
+    assert (told.code, "1 of 1 calls cannot be decided" in told.stderr) == (1, True)
+    told = cra("trace", "replay", traces, "--atlas", atlas, "--format", "json")
+    assert (told.code, told.json["same"], told.json["changed"], told.json["undecidable"]) == (0, False, 0, 1)
+
+
 def test_report_learn_replay_diff(cra: Cra, traces: Path, tmp_path: Path) -> None:
     """One trace, read in four ways."""
     counted = cra("trace", "report", traces, "--format", "json").json
