@@ -30,7 +30,7 @@ class Pending:
     policy_id: str
     reason: str
     arguments_digest: str = ""
-    """SHA-256 of the arguments' canonical text; the yes counts for these only."""
+    """Of the arguments' canonical text (SHA-256; scrypt where some are hidden); the yes counts for these only."""
     policy_digest: str = ""
     """Of the policies that asked; under others the yes is void."""
     requested_us: int = 0

@@ -8,6 +8,7 @@ together with the places in the limits: an approval that then meets a limit stan
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import inspect
 import logging
 import threading
@@ -147,7 +148,7 @@ class Desk:
     def _known(self, attempt: Attempt, ask: Ask, epoch: Epoch, now_us: int) -> Approval | None:
         """What became of the same question before, if it still counts."""
         call, subject = attempt.call, attempt.subject
-        known = self.store.find(subject.session_id, call.action_id, call.digest)
+        known = self.store.find(subject.session_id, call.action_id, _binding(attempt))
         if known is None or known.pending.agent_id != subject.agent_id:
             return None
         if known.pending.policy_digest != epoch.policy_digest:
@@ -172,7 +173,7 @@ class Desk:
             arguments=attempt.recorded_arguments(),
             policy_id=ask.policy_id,
             reason=ask.reason,
-            arguments_digest=call.digest,
+            arguments_digest=_binding(attempt),
             policy_digest=epoch.policy_digest,
             requested_us=now_us,
             expires_us=now_us + (ask.expires_seconds or DEFAULT_EXPIRY_SECONDS) * _SECOND_US,
@@ -217,6 +218,19 @@ def _notify(notify: Notify, pending: Pending) -> None:
             asyncio.run(wait())
     except Exception as error:  # noqa: BLE001  foreign code: a message that was not heard leaves the question open
         _logger.error("nobody was told of approval %s: %s", pending.approval_id, type(error).__name__)
+
+
+def _binding(attempt: Attempt) -> str:
+    """What a question is bound to: the digest of the arguments.
+
+    Where some are hidden, whoever reads the store could try values out against it, so it is one that costs each try a
+    twentieth of a second and 16 MiB, for this session alone (scrypt, RFC 7914).
+    """
+    call, redactor = attempt.call, attempt.epoch.redactor
+    if redactor is None or redactor.redacted(call.action_id, call.text) == call.text:
+        return call.digest
+    salt = f"{attempt.subject.session_id} {call.action_id}".encode()
+    return hashlib.scrypt(call.text, salt=salt, n=2**14, r=8, p=1, dklen=32).hex()
 
 
 def _covers(pending: Pending, ask: Ask) -> bool:

@@ -277,6 +277,18 @@ def test_redacted_arguments_are_not_kept(tmp_path: Path) -> None:
     assert requested.payload["parameters_hash"] != digest(canonical({"amount": 5, "note": "4111-1111"}))
     kept = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
     assert (seen, b"4111-1111" in kept, b"cra:redacted:" in kept) == (["4111-1111"], False, True)
+    assert digest(canonical({"amount": 5, "note": "4111-1111"})).encode() not in kept
+    with Runtime(atlas, trace=tmp_path / "t", approvals=tmp_path / "a.db") as runtime:
+        session = runtime.session("bot")
+        with pytest.raises(ApprovalRequired) as asked:
+            session.call("refund.create", pay, 7, "1234")
+        session.detach()
+    with Runtime(atlas, trace=tmp_path / "t", approvals=tmp_path / "a.db") as runtime:  # found again after a restart
+        runtime.approvals.approve(asked.value.approval_id or "", by="ann")
+        session = runtime.resume(session.id)
+        with pytest.raises(ApprovalRequired):
+            session.call("refund.create", pay, 7, "1235")
+        assert session.call("refund.create", pay, 7, "1234") == "paid"
 
 
 def test_a_failing_approver_leaves_it_open(runtime: Runtime) -> None:
