@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Iterable
 
 from pydantic import JsonValue
 
@@ -31,7 +32,12 @@ def tools_from(source: str) -> tuple[str, list[ToolSketch]]:
         described = adapter.describe_tools(found)
     except Exception as error:  # noqa: BLE001  foreign code: whatever it raises, these tools cannot be described
         raise stop(f"{module}:{attribute} cannot be used: {type(error).__name__}: {error}", 1) from None
-    return framework, [ToolSketch(name, _one_line(text), _closed(schema)) for name, text, schema in described]
+    return framework, as_sketches(described)
+
+
+def as_sketches(described: Iterable[tuple[str, str, dict[str, JsonValue] | None]]) -> list[ToolSketch]:
+    """What an adapter says of tools: name, description, schema of the arguments."""
+    return [ToolSketch(name, _one_line(text), _closed(schema)) for name, text, schema in described]
 
 
 def _one_line(text: str) -> str:

@@ -236,17 +236,28 @@ def tool_name(tool: BaseTool, body: Any) -> str:
 
 def _body_arguments(tool: BaseTool, body: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """What the body receives from the model: by name, with its defaults, without what the framework injects."""
-    parameters = [
-        parameter
-        for parameter in inspect.signature(body).parameters.values()
-        if parameter.name not in ("self", "cls") and parameter.kind is not parameter.VAR_KEYWORD
-    ]
+    parameters = _named_parameters(body)
     given = {**dict(zip((parameter.name for parameter in parameters), args, strict=False)), **kwargs}
     for parameter in parameters:
         if parameter.default is not parameter.empty:
             given.setdefault(parameter.name, parameter.default)
     injected = {*_NOT_ARGUMENTS, *_injected_names(tool, body)}
     return {key: value for key, value in given.items() if key not in injected and not isinstance(value, ToolRuntime)}
+
+
+def decided_parameters(tool: BaseTool, body: Any) -> dict[str, Any]:
+    """The parameters of a body that decisions are about, in its order, each with its annotation, if it has one."""
+    injected, hints = {*_NOT_ARGUMENTS, *_injected_names(tool, body)}, _hints(body)
+    names = [one.name for one in _named_parameters(body) if one.kind is not one.VAR_POSITIONAL]
+    return {name: hints.get(name, Any) for name in names if name not in injected}
+
+
+def _named_parameters(body: Any) -> list[inspect.Parameter]:
+    return [
+        parameter
+        for parameter in inspect.signature(body).parameters.values()
+        if parameter.name not in ("self", "cls") and parameter.kind is not parameter.VAR_KEYWORD
+    ]
 
 
 def _injected_names(tool: BaseTool, body: Any) -> set[str]:
