@@ -154,6 +154,9 @@ class Resolver:
                     elif allowed_by is None:
                         return self._nothing_allows(action, situation, shadows)
                     else:
+                        hopeless = _never_within(action, situation)
+                        if hopeless is not None:
+                            return hopeless._replace(shadows=shadows)
                         return _asked([one for one in action.ask if one.is_enforced and one.holds(situation)], shadows)
         reservations: tuple[Reservation, ...] = ()
         if action.limits:
@@ -263,6 +266,19 @@ class Resolver:
         if exhausted is not None:
             return Standing(compiled, "deny", exhausted.limit.policy_id, exhausted.limit.reason, may_apply)
         return Standing(compiled, "allow", allow.policy_id if allow else DEFAULT_POLICY, "", may_apply)
+
+
+def _never_within(action: CompiledAction, situation: Situation) -> Deny | None:
+    """Why no yes could help: a cost that cannot be read, or is more than all there is."""
+    facts, arguments, _ = situation
+    for rule in action.limits:
+        if rule.quota is not None and rule.is_enforced and rule.holds(situation):
+            limit = rule.quota.limit(facts.agent_id, facts.root_session_id, arguments)
+            if limit is None:
+                return _no_cost(rule)
+            if limit.amount > limit.capacity:
+                return _exhausted(Exhausted(limit, None))
+    return None
 
 
 def _certain_limits(compiled: CompiledAction, situation: Situation) -> list[Limit]:

@@ -68,6 +68,17 @@ def test_costs_that_cannot_be_read_refuse(amount: Any) -> None:
         assert pay(session, 100) == "ran"
 
 
+@pytest.mark.parametrize(
+    ("amount", "verdict"), [(None, "budget_exceeded b"), (1e9, "budget_exceeded b"), (5, "approval_required")]
+)
+def test_a_person_is_not_asked_in_vain(amount: Any, verdict: str) -> None:
+    """A cost that is missing, or more than all there is, is refused at once: no yes could make the call allowed."""
+    ask = {"policy_id": "ask", "type": "require_approval"}
+    with made(budget(cost_parameter="amount"), ask) as runtime, runtime.session() as session:
+        assert pay(session, amount).startswith(verdict)
+        assert len(runtime.approvals.list()) == (1 if amount == 5 else 0)
+
+
 def test_a_function_that_fails_refuses() -> None:
     """And one that is not there is told when the runtime is made."""
     with made(budget(cost_function="f"), costs={"f": lambda arguments: arguments["no"]}) as runtime:
