@@ -118,11 +118,15 @@ class ApprovalParameters(Parameters):
     expires_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
 
 
+WindowSeconds = Annotated[int, Field(ge=1, le=10 * 366 * 86_400)]
+"""At most ten years: what is longer is a mistake, and no counter's clock goes that far."""
+
+
 class RateLimitParameters(Parameters):
     """``max_calls`` in a window of ``window_seconds``, counted by ``scope``."""
 
     max_calls: Annotated[int, Field(ge=1)]
-    window_seconds: Annotated[int, Field(ge=1)]
+    window_seconds: WindowSeconds
     algorithm: Algorithm = "fixed"
     scope: Scope | None = None
     """Left out: per policy, agent and action."""
@@ -132,7 +136,7 @@ class BudgetParameters(Parameters):
     """At most ``max_cost`` in a window, or in a session when there is no window. A call costs one of three."""
 
     max_cost: Cost
-    window_seconds: Annotated[int, Field(ge=1)] | None = None
+    window_seconds: WindowSeconds | None = None
     algorithm: Algorithm = "fixed"
     cost: Cost | None = None
     """The same for each call."""
@@ -186,7 +190,7 @@ class RateLimit(_Closed):
     """An action's own limit, in fixed windows, per agent."""
 
     max_calls: Annotated[int, Field(ge=1)]
-    window_seconds: Annotated[int, Field(ge=1)]
+    window_seconds: WindowSeconds
 
 
 class Action(_Closed):

@@ -35,12 +35,13 @@ KEYS = (
 )
 _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400, "week": 604_800}
 _LETTERS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_WINDOW = r"/\s*(?P<window>second|minute|hour|day|week|[1-9][0-9]*[smhdw])"
+# a number has at most fifteen digits: more is a mistake, and thousands are more than int() takes
+_WINDOW = r"/\s*(?P<window>second|minute|hour|day|week|[1-9][0-9]{0,14}[smhdw])"
 _ENDING = r"(?:\s+per\s+(?P<scope>action|agent|session|global))?(?P<sliding>\s+sliding)?"
-_LIMIT = re.compile(rf"(?P<most>[1-9][0-9]*)\s*{_WINDOW}{_ENDING}")
-_COST = r"(?P<cost>[0-9]+(?:\.[0-9]+)?)|(?P<function>\w+)\(\)|(?P<parameter>\w+)"
-_BUDGET = re.compile(rf"(?P<most>[0-9]+(?:\.[0-9]+)?)\s*(?:{_WINDOW})?\s+of\s+(?:{_COST}){_ENDING}")
-_DURATION = re.compile(r"([1-9][0-9]*)\s*([smhdw])")
+_LIMIT = re.compile(rf"(?P<most>[1-9][0-9]{{0,14}})\s*{_WINDOW}{_ENDING}")
+_COST = r"(?P<cost>[0-9]{1,15}(?:\.[0-9]{1,15})?)|(?P<function>\w+)\(\)|(?P<parameter>\w+)"
+_BUDGET = re.compile(rf"(?P<most>[0-9]{{1,15}}(?:\.[0-9]{{1,15}})?)\s*(?:{_WINDOW})?\s+of\s+(?:{_COST}){_ENDING}")
+_DURATION = re.compile(r"([1-9][0-9]{0,14})\s*([smhdw])")
 
 
 class RuleProblem(NamedTuple):

@@ -141,6 +141,20 @@ TABLE: list[tuple[str, str, str, Any, dict[str, Any]]] = [
     ),
     ("E004", "/policies/0/type", "policies/x.json", {}, {"policies/x.json": {"policies": [policy(type=SECRET)]}}),
     ("E004", "", "actions/x.json", {}, {"actions/x.json": "null"}),
+    *(
+        ("E008", "/policies/0/parameters/window_seconds", "atlas.json", {"policies": [long]}, {})
+        for long in (
+            policy(type="rate_limit", parameters={"max_calls": 1, "window_seconds": 10**15}),
+            policy(type="budget", parameters={"max_cost": 1, "cost": 1, "window_seconds": 316_224_001}),
+        )
+    ),
+    (
+        "E004",
+        "/actions/0/rate_limit/window_seconds",
+        "atlas.json",
+        {"actions": [action(rate_limit={"max_calls": 1, "window_seconds": 10**15})]},
+        {},
+    ),
     ("E005", "/actions/1/action_id", "atlas.json", {"actions": [action(), action()], "policies": policies()}, {}),
     ("E005", "/policies/1/policy_id", "atlas.json", {"policies": policies(policy(policy_id="allow-all"))}, {}),
     ("E005", "/capabilities/1/capability_id", "atlas.json", {"capabilities": [capability(), capability()]}, {}),

@@ -290,3 +290,20 @@ def test_a_valid_rule_always_compiles(given_rules: list[dict[str, Any]]) -> None
     for policy in read.policies:
         policy.rules_of()
     assert len({policy.policy_id for policy in read.policies}) == len(made)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"limit": "a.b", "to": "NUMBER/day"},
+        {"limit": "a.b", "to": "3/NUMBERd"},
+        {"budget": "a.b", "to": "NUMBER of 1"},
+        {"ask": "a.b", "expires": "NUMBERd"},
+    ],
+)
+def test_a_number_of_thousands_of_digits_is_a_finding(rule: dict[str, Any]) -> None:
+    """It is no traceback, though Python reads no such number."""
+    long = {key: text.replace("NUMBER", "9" * 5000) for key, text in rule.items()}
+    with pytest.raises(AtlasError) as refused:
+        Atlas.from_dict(manifest(policies=[], rules=[long]))
+    assert any(finding.code == "E011" for finding in refused.value.findings)
