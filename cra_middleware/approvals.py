@@ -142,7 +142,8 @@ def answered(approval: Approval | None, approval_id: str, answer: Answer, now_us
         raise ApprovalError(f"there is no approval {approval_id[:64]!r}; see those that wait: cra approvals list")
     pending = approval.pending
     if approval.state != "pending":
-        raise ApprovalError(f"approval {pending.approval_id} is {approval.state} already")
+        why = f": {approval.reason}" if approval.state == "expired" and approval.reason else ""
+        raise ApprovalError(f"approval {pending.approval_id} is {approval.state} already{why}")
     if now_us >= pending.expires_us:
         raise ApprovalError(f"approval {pending.approval_id} has expired; the agent has to ask again")
     if not answer.by.strip():

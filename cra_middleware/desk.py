@@ -145,6 +145,15 @@ class Desk:
         except ApprovalError as error:
             _logger.error("approval %s could not be closed: %s", granted.approval_id, error)
 
+    def close(self, session_id: str) -> None:
+        """A session has ended: what was asked for it counts no more."""
+        try:
+            for approval in self.store.listed(None, session_id):
+                if approval.state in ("pending", "approved"):
+                    self.store.expire(approval.pending.approval_id, "the session ended")
+        except Exception as error:  # noqa: BLE001  a foreign store: the session is sealed all the same
+            _logger.error("questions of session %s stay open: %s", session_id, error)
+
     def _known(self, attempt: Attempt, ask: Ask, epoch: Epoch, now_us: int) -> Approval | None:
         """What became of the same question before, if it still counts."""
         call, subject = attempt.call, attempt.subject

@@ -378,7 +378,8 @@ class Session:
                 self._let_go()
 
     def _forget(self) -> None:
-        """What only this session and those below it have spent need not be known any more."""
+        """Nobody need answer for this session any more, nor know what only it and those below it have spent."""
+        self._setting.desk.close(self.id)
         if self._identity.facts.root_session_id == self.id:
             try:
                 self._setting.counters.forget(self.id)

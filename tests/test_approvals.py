@@ -259,6 +259,27 @@ def test_objects_are_refused_at_once(runtime: Runtime, session: Session) -> None
     assert runtime.approvals.list(None) == []
 
 
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_question_ends_with_its_session(tmp_path: Path, durable: bool) -> None:
+    """Nobody is left to answer for a session that is sealed; one that is only detached goes on."""
+    atlas = Atlas.from_dict(manifest(policies=policies(ASK)))
+    with Runtime(atlas, trace=tmp_path / "t", approvals=tmp_path / "a.db" if durable else None) as runtime:
+        sessions = [runtime.session("bot"), runtime.session("bot")]
+        names = []
+        for session in sessions:
+            for amount in (1, 2):
+                with pytest.raises(ApprovalRequired) as asked:
+                    session.call("refund.create", pay, amount)
+                names.append(asked.value.approval_id or "")
+        runtime.approvals.approve(names[0], by="ann")
+        sessions[0].end()
+        sessions[1].detach()
+        states = [(item.state, item.reason) for item in runtime.approvals.list(None)]
+        assert states == [("expired", "the session ended")] * 2 + [("pending", None)] * 2
+        with pytest.raises(ApprovalError, match="is expired already: the session ended"):
+            runtime.approvals.approve(names[1], by="ann")
+
+
 def test_redacted_arguments_are_not_kept(tmp_path: Path) -> None:
     """The approver sees them; neither the store's file nor the trace does, nor a hash that could be tried out."""
     seen: list[Any] = []
