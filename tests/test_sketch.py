@@ -86,7 +86,8 @@ def _calls(session: Session) -> None:
     """The same traffic each time: tools under their own names, positional arguments, odd values."""
     session.call("search_docs", lambda query, limit=5: "found", "refunds")
     session.call("search.docs", lambda n: n, "&x: - #")
-    session.call("store", lambda data: None, {"parts": []})
+    session.call("store", lambda data: None, b"\x00\xff")
+    session.call("store", lambda data: None, {"parts": [b"\x00"]})
     session.call("CamelTool", lambda page: None, None)
     session.call("when", lambda at, cost: None, date(2026, 1, 5), Decimal("1.5"))
     _delete_page("old")
@@ -106,5 +107,5 @@ def test_what_was_observed_runs_under_the_learned_atlas() -> None:
         _calls(again)
     decided = replay([session.events], Resolver([atlas]))
     assert [step.now.word for step in decided.changed] == []
-    assert decided.undecidable == ()
+    assert [step.action_id for step in decided.undecidable] == ["store", "store"]  # bytes are in no trace
     assert replay([again.events], Resolver([atlas])).changed == ()

@@ -41,31 +41,52 @@ def parameters_matcher(schema: Schema, declared: frozenset[str]) -> Matcher:
     return match
 
 
+_ONLY_NAMES = frozenset(
+    (
+        *("type", "properties", "required", "additionalProperties", "minProperties", "maxProperties", "$defs"),
+        *("$schema", "$comment", "title", "description", "default", "examples", "deprecated"),
+    )
+)
+"""Keywords that do not look into an argument which ``properties`` names."""
 Violation = Callable[[Arguments], str | None]
 """Why arguments do not fit an action's schema; None when they do."""
 
 
 def schema_check(schema: Schema) -> Violation:
     """Compile an action's schema."""
-    validator, too_much = compile_schema(schema), too_much_work(schema)
-    if too_much is None:
-        return lambda arguments: schema_violation(validator, arguments)
+    validator, too_much, free = compile_schema(schema), too_much_work(schema), _free(schema)
 
     def check(arguments: Arguments) -> str | None:
-        if too_much(arguments):
+        if too_much is not None and too_much(arguments):
             return "the arguments are too deep or too many for the action's schema, which refers to itself"
-        return schema_violation(validator, arguments)
+        return schema_violation(validator, arguments, free)
 
     return check
 
 
-def schema_violation(validator: jsonschema_rs.Validator, arguments: Arguments) -> str | None:
-    """Why the arguments do not fit, naming places and keywords but never a value; None when they fit."""
+def _free(schema: Schema) -> frozenset[str]:
+    """The arguments that a schema only names: of whatever kind they are, it says nothing about them."""
+    properties = schema.get("properties")
+    if not isinstance(properties, Mapping) or not schema.keys() <= _ONLY_NAMES:
+        return frozenset()
+    return frozenset(name for name, one in properties.items() if one is True or one == {})
+
+
+def schema_violation(
+    validator: jsonschema_rs.Validator, arguments: Arguments, free: frozenset[str] = frozenset()
+) -> str | None:
+    """Why the arguments do not fit, naming places and keywords but never a value; None when they fit.
+
+    ``free`` are those that the schema says nothing about.
+    """
     try:
         if validator.is_valid(arguments):
             return None
         problems = [_describe(error) for error in islice(validator.iter_errors(arguments), 4)]
     except ValueError:  # bytes, an object, text with lone surrogates: nobody can say that they fit
+        if not free.isdisjoint(arguments):  # the library reads them all the same
+            known = {name: None if name in free else value for name, value in arguments.items()}
+            return schema_violation(validator, known)
         return "an argument that the action's schema speaks of is of a kind that JSON does not have"
     more = " and more" if len(problems) > 3 else ""
     return "the arguments do not fit the action's schema: " + "; ".join(problems[:3]) + more

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cra_middleware.atlas.schemas import compile_schema
 from cra_middleware.carp.call import ToolCall
-from cra_middleware.carp.matchers import parameters_matcher, schema_violation
+from cra_middleware.carp.matchers import parameters_matcher, schema_check, schema_violation
 from cra_middleware.carp.policy import Condition, Facts, Situation, evaluate
 
 YES, NO, UNKNOWN = True, False, None
@@ -367,3 +367,23 @@ def test_references_that_double() -> None:
     for _ in range(60):
         deep = {"x": deep}
     assert ask(schema, x=deep) is None
+
+
+@pytest.mark.parametrize(
+    ("schema", "good"),
+    [
+        ({"properties": {"a": {}}, "required": ["a"], "additionalProperties": False}, True),
+        ({"properties": {"a": True}, "required": ["a"], "additionalProperties": False}, True),
+        ({"properties": {"a": {}}, "patternProperties": {"a": {"type": "null"}}}, False),
+        ({"properties": {"a": {}}, "propertyNames": {}, "anyOf": [{"properties": {"a": {"type": "null"}}}]}, False),
+        ({"properties": {"a": {"type": "string"}}, "required": ["a"], "additionalProperties": False}, False),
+        ({"properties": {"b": {}}, "additionalProperties": False}, False),
+    ],
+)
+@pytest.mark.parametrize("value", [b"x", [b"x"], {"x": {"y": object()}}])
+def test_an_argument_that_a_schema_only_names(schema: dict[str, Any], good: bool, value: object) -> None:
+    """It may be of a kind that JSON does not have; one that the schema says something about may not."""
+    check = schema_check(schema)
+    assert (check({"a": value}) is None) is good
+    if "b" not in str(schema):
+        assert (check({"a": value, "b": 1}) is None) is ("additionalProperties" not in schema and good)
