@@ -289,6 +289,13 @@ def test_the_developer_atlas_says_that_it_is_no_sandbox() -> None:
     assert "no sandbox" in (ATLASES / "developer" / "README.md").read_text()
 
 
+def test_a_search_is_not_seen_into() -> None:
+    """What only the tool itself can do is said to who writes the tool."""
+    actions = {action.action_id: action for action in Atlas.load(ATLASES / "developer").manifest.actions}
+    assert "skipped by the tool itself" in actions["file.search"].description
+    assert "the tool\nitself must skip `.env`" in (ATLASES / "developer" / "README.md").read_text()
+
+
 @pytest.mark.parametrize("name", ["support", "developer"])
 def test_readme(name: str) -> None:
     """A README of 20 to 40 lines says how to validate and try the Atlas; its --args are JSON."""
