@@ -10,8 +10,9 @@ from cra_middleware.admission import check_text, identity_of
 from cra_middleware.carp.messages import Request
 from cra_middleware.carp.policy import Facts
 from cra_middleware.errors import SinkError
-from cra_middleware.session import POLICY_CHANGED, Session
+from cra_middleware.session import Session
 from cra_middleware.setting import Identity, Setting
+from cra_middleware.standing import POLICY_CHANGED
 from cra_middleware.trace.chain import RECOVERED
 from cra_middleware.trace.recovery import Reopened, reopen
 from cra_middleware.trace.sink import Sink

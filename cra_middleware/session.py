@@ -11,34 +11,27 @@ from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Literal, ParamSpec, TypeVar
 
-from cra_middleware._canonical import canonical
-from cra_middleware._ids import new_id
 from cra_middleware.approvals import Approver
 from cra_middleware.call_flow import CallPath
 from cra_middleware.carp.call import ToolCall
-from cra_middleware.carp.messages import ContextBlockMessage, Request, Requester, Resolution, Task
-from cra_middleware.carp.policy import RANK, Facts
-from cra_middleware.carp.resolve import resolve
+from cra_middleware.carp.messages import ContextBlockMessage, Request, Resolution
+from cra_middleware.carp.policy import Facts
 from cra_middleware.errors import CallRefused, SinkError
 from cra_middleware.interceptor import Flow, OpenCall, arun, run
 from cra_middleware.keeping import Recorder
-from cra_middleware.policies import Epoch
-from cra_middleware.setting import Identity, Resolved, Setting
+from cra_middleware.setting import Identity, Setting
 from cra_middleware.signatures import bind_arguments, describe
+from cra_middleware.standing import Standing
 from cra_middleware.trace.chain import Verdict, verify_lines
 from cra_middleware.trace.event import Event, EventType
 from cra_middleware.trace.payloads import render
 from cra_middleware.trace.profiles import read
-from cra_middleware.trace.redact import FACTS
 from cra_middleware.trace.sink import SessionLog
 from cra_middleware.trace.writer import ChainWriter, Entry
 
 T = TypeVar("T")
 P = ParamSpec("P")
 EndReason = Literal["completed", "timeout", "error", "cancelled"]
-
-POLICY_CHANGED = "policy_changed"
-"""The ``error_code`` of a session that goes on under other policies."""
 
 _logger = logging.getLogger("cra_middleware")
 _current: ContextVar[object] = ContextVar("cra_session", default=None)
@@ -61,10 +54,10 @@ class Session:
         self._writer = writer
         self._recorder = Recorder(writer, setting.keeping)
         self._log = log
-        self._lock = threading.RLock()  # around the resolution and the end; never held while a tool runs
-        self._calls = CallPath(setting, identity, writer, self._resolved_at, self, _current, actions)
+        self._lock = threading.RLock()  # around the end; never held while a tool runs
+        self._standing = Standing(setting, identity, writer, self._recorder, self.note)
+        self._calls = CallPath(setting, identity, writer, self._standing.at, self, _current, actions)
         self._state: Literal["open", "closing", "closed"] = "open"
-        self._resolved: Resolved | None = None
         self._began_ns = setting.clock.monotonic_ns()
         self._tokens: list[Token[object]] = []
         self._children: list[Session] = []
@@ -126,7 +119,7 @@ class Session:
     @property
     def resolution(self) -> Resolution:
         """What the agent may do now; renewed by itself when it has expired."""
-        return self._resolved_at(self._writer.now_us()).resolution
+        return self._standing.at(self._writer.now_us()).resolution
 
     @property
     def context(self) -> tuple[ContextBlockMessage, ...]:
@@ -230,38 +223,7 @@ class Session:
         Raises:
             SinkError: when it cannot be recorded; the earlier resolution stays.
         """
-        with self._lock:
-            span_id, identity, setting = new_id(), self._identity, self._setting
-            epoch, before = setting.policies.epoch, self._resolved
-            if before is not None and before.epoch.policy_digest != epoch.policy_digest:
-                self.note(POLICY_CHANGED, f"goes on under the policies {epoch.policy_digest}")
-            now_us = self._writer.now_us()
-            operation = setting.observer.resolution(identity.subject, span_id)
-            facts = identity.facts
-            if request is not None:  # a request may add facts, and speak of a higher risk
-                tier = max(request.task.risk_tier, facts.risk_tier, key=RANK.__getitem__)
-                facts = facts._replace(context={**request.context, **facts.context}, risk_tier=tier)
-            try:
-                resolution, records = resolve(
-                    epoch.resolver,
-                    request or self._own_request(),
-                    facts,
-                    setting.counters,
-                    now_us,
-                    new_id(),
-                    identity.trace_id,
-                    setting.options,
-                    self._recorded_facts(facts, epoch),
-                )
-                entries = (Entry(span_id, identity.span_id, kind, payload, now_us) for kind, payload in records)
-                operation.seen(self._recorder.keep_now(*entries))
-                operation.resolved(resolution)
-            finally:
-                operation.end(None)
-            self._resolved = Resolved(
-                resolution, resolution.resolution_id, span_id, now_us + resolution.ttl_seconds * 1_000_000, epoch
-            )
-            return resolution
+        return self._standing.renew(request).resolution
 
     def end(self, reason: EndReason = "completed", error: str | None = None) -> None:
         """Seal the chain. Calls that are running still record their outcome first; a second end does nothing.
@@ -313,41 +275,6 @@ class Session:
         """Make ``child`` end before this session does."""
         self._children = [known for known in self._children if known.is_open]
         self._children.append(child)
-
-    def _resolved_at(self, now_us: int) -> Resolved:
-        """The resolution, renewed when it has expired or other policies are in force."""
-        resolved, policies = self._resolved, self._setting.policies
-        if resolved is not None and now_us < resolved.expires_us and resolved.epoch is policies.epoch:
-            return resolved
-        with self._lock:
-            resolved = self._resolved
-            if resolved is None or now_us >= resolved.expires_us or resolved.epoch is not policies.epoch:
-                self.resolve()
-                resolved = self._resolved
-            assert resolved is not None
-            return resolved
-
-    def _recorded_facts(self, facts: Facts, epoch: Epoch) -> bytes | None:
-        """What may be recorded of the session's facts; nothing, when values are not recorded."""
-        setting = self._setting
-        if not setting.options.full or not facts.context:
-            return None
-        text = canonical(dict(facts.context))
-        if epoch.redactor is None:
-            return text
-        shown = epoch.redactor.shown(FACTS, text)
-        if shown.commitments and setting.sidecar is not None:
-            setting.sidecar.keep(self._identity.data_subject, shown.commitments)
-        return shown.text
-
-    def _own_request(self) -> Request:
-        facts, identity = self._identity.facts, self._identity
-        return Request(
-            request_id=new_id(),
-            requester=Requester(agent_id=facts.agent_id, session_id=identity.session_id),
-            task=Task(goal=identity.goal, risk_tier=facts.risk_tier),
-            atlas_ids=facts.atlas_ids,
-        )
 
     def _close(self, finish: Callable[[], None]) -> None:
         with self._lock:

@@ -28,7 +28,7 @@ FLOORS: list[set[str]] = [
     {"attempt"},
     {"desk", "keeping"},
     {"setting"},
-    {"call_flow", "admission"},
+    {"call_flow", "admission", "standing"},
     {"session"},
     {"open_sessions", "opening", "telemetry"},
     {"evidence", "keys", "verification"},

@@ -39,6 +39,7 @@ from cra_middleware.atlas.manifest import Action, Conditions, Manifest, Policy
 from cra_middleware.atlas.redactions import FACTS, Argument, parse_personal, parse_redaction
 from cra_middleware.atlas.schema_work import work_problems
 from cra_middleware.atlas.schemas import condition_problems, named_arguments, schema_problem, unknown_keywords
+from cra_middleware.atlas.versions import in_range
 
 Severity = Literal["error", "warning", "info"]
 RESTRICTIVE = ("deny", "require_approval", "rate_limit", "budget")
@@ -171,48 +172,6 @@ def check_dependencies(manifests: Mapping[str, tuple[Manifest, str]]) -> Iterato
                 yield finding("E009", place, f"{wanted} {wish} is not loaded", f"load it beside {manifest.atlas_id}")
             elif not fits:
                 yield finding("E009", place, f"{wanted} is {found[0].version}, not {wish}", "load a fitting version")
-
-
-def in_range(version: str, wish: str) -> bool:
-    """Whether ``version`` fits ``wish``: comparators ``^ ~ > >= < <= =`` or none, blanks between them mean and.
-
-    Raises:
-        ValueError: when ``wish`` is no such range.
-    """
-    have = _core(version)
-    for part in wish.split() or [""]:
-        sign = part[: len(part) - len(part.lstrip("^~<>="))]
-        if part == "*":
-            continue
-        want = _core(part[len(sign) :])
-        major, minor, patch = want
-        upper = {
-            "^": (major + 1, 0, 0) if major else (0, minor + 1, 0) if minor else (0, 0, patch + 1),
-            "~": (major, minor + 1, 0),
-        }
-        tests = {
-            "": have == want,
-            "=": have == want,
-            ">": have > want,
-            ">=": have >= want,
-            "<": have < want,
-            "<=": have <= want,
-            "^": want <= have < upper["^"],
-            "~": want <= have < upper["~"],
-        }
-        if sign not in tests:
-            raise ValueError(f"{wish!r} is no version range")
-        if not tests[sign]:
-            return False
-    return True
-
-
-def _core(version: str) -> tuple[int, int, int]:
-    try:
-        major, minor, patch = (int(part) for part in version.split("-")[0].split("+")[0].split("."))
-    except ValueError:
-        raise ValueError(f"{version!r} is no version") from None
-    return major, minor, patch
 
 
 def _top_level(manifest: Manifest, origins: Origins) -> Iterator[Finding]:
