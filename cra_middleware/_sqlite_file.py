@@ -30,6 +30,8 @@ class SqliteFile:
         error: Callable[[str], Exception],
         *,
         survives_power_loss: bool,
+        passing_error: Callable[[str], Exception] | None = None,
+        checkpoints: bool = True,
     ) -> None:
         """Open or make the file.
 
@@ -39,12 +41,17 @@ class SqliteFile:
             timeout_seconds: how long to wait for another writer.
             error: what is raised when the file cannot be used.
             survives_power_loss: whether each transaction waits for the disk.
+            passing_error: what is raised instead when the same may go through later: a lock, a full disk.
+            checkpoints: whether a transaction now and then moves what was written into the file, and waits for that;
+                without it, somebody has to call ``checkpoint``.
         """
         self._path = Path(path)
         self._schema = schema
         self._version = version
         self._timeout = timeout_seconds
         self._error = error
+        self._passing_error = passing_error or error
+        self._checkpoints = checkpoints
         self._synchronous = "FULL" if survives_power_loss else "NORMAL"
         self._lock = threading.RLock()
         self._known: sqlite3.Connection | None = None
@@ -99,10 +106,18 @@ class SqliteFile:
                 yield connection
                 connection.execute("COMMIT")
             except sqlite3.Error as error:
-                raise self._error(self._sentence(error)) from error
+                raise self._as_told(error) from error
             finally:
                 if connection is not None and connection.in_transaction:
                     self._roll_back(connection)
+
+    def checkpoint(self) -> None:
+        """Move what was written ahead into the file; writers go on meanwhile."""
+        with self._lock:
+            try:
+                self._connection().execute("PRAGMA wal_checkpoint(PASSIVE)")
+            except sqlite3.Error as error:
+                raise self._as_told(error) from error
 
     def _roll_back(self, connection: sqlite3.Connection) -> None:
         try:
@@ -124,6 +139,8 @@ class SqliteFile:
         try:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute(f"PRAGMA synchronous={self._synchronous}")
+            if not self._checkpoints:
+                connection.execute("PRAGMA wal_autocheckpoint=0")
             (found,) = connection.execute("PRAGMA user_version").fetchone()
             if found == 0:
                 connection.execute("BEGIN IMMEDIATE")
@@ -143,6 +160,10 @@ class SqliteFile:
             connection.close()
             raise
         return connection
+
+    def _as_told(self, error: sqlite3.Error) -> Exception:
+        passes = getattr(error, "sqlite_errorname", "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL"))
+        return (self._passing_error if passes else self._error)(self._sentence(error))
 
     def _sentence(self, error: sqlite3.Error) -> str:
         name = getattr(error, "sqlite_errorname", "")
