@@ -1,0 +1,157 @@
+"""A PostgreSQL database for the sessions of many machines.
+
+``append`` is one statement, so one transaction and one round trip, however many lines it carries; it returns once the
+server has committed. It therefore waits for the network and for the server's disk: put a ``BufferedSink`` in front.
+What is committed counts as durable, which is as true as the server's ``fsync`` setting.
+
+A session has one writer. Its row names who that is, and each append looks whether it still is; a lock that belongs to
+the connection (``pg_try_advisory_lock``, so no transaction-pooling proxy may stand between) says that the writer
+still lives. When a writer's machine vanishes, the server frees the lock after its ``tcp_keepalives_idle``.
+
+The tables (``cra_sessions``, ``cra_lines``, ``cra_torn``) are made on first use, in the first schema of the
+connection's ``search_path``. Lines are kept as bytes, exactly as they are hashed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from cra_middleware._ids import is_id, new_id
+from cra_middleware.errors import SinkError
+from cra_middleware.trace.sink import Health, Query, SessionLog
+from cra_middleware.trace.sinks.postgres_link import PostgresLink, as_number
+from cra_middleware.trace.sinks.postgres_log import PostgresLog
+from cra_middleware.trace.sinks.rows import lines_of
+
+if TYPE_CHECKING:
+    from cra_middleware.trace.sinks.postgres_link import Connection
+
+_MOST = 2**62
+
+
+class PostgresSink:
+    """Many sessions in one database, over one connection that is opened again when it was lost."""
+
+    def __init__(self, conninfo: str, *, timeout_seconds: float = 5.0) -> None:
+        """Connect, and make the tables where there are none.
+
+        Args:
+            conninfo: ``postgresql://user@host/database`` or ``host=… dbname=…``, as libpq takes it.
+            timeout_seconds: how long to wait for a connection, and for another one's lock.
+
+        Raises:
+            SinkError: when psycopg is not installed, or the database cannot be used.
+        """
+        self._link = PostgresLink(conninfo, timeout_seconds)
+        self._logs: dict[int, PostgresLog] = {}
+
+    def create(self, session_id: str, /) -> SessionLog:
+        _check_id(session_id)
+        writer = new_id()
+        with self._link.transaction() as connection:
+            row = connection.execute(
+                "INSERT INTO cra_sessions (session_id, writer) VALUES (%s, %s) "
+                "ON CONFLICT (session_id) DO NOTHING RETURNING number",
+                (session_id, writer),
+            ).fetchone()
+            if row is None:
+                raise SinkError(f"session {session_id} is already in {self._link.place}; resume it instead")
+            number = as_number(row[0])
+            self._link.lock(connection, number)
+        return self._open(PostgresLog(self._link, number, session_id, writer))
+
+    def reopen(self, session_id: str, /) -> SessionLog:
+        _check_id(session_id)
+        writer = new_id()
+        with self._link.transaction() as connection:
+            number = self._find(connection, session_id)
+            known = self._logs.get(number)
+            if (known is not None and known.is_open) or not self._link.lock(connection, number):
+                raise SinkError(f"session {session_id} has another writer: one process writes a session at a time")
+            row = connection.execute(
+                "UPDATE cra_sessions SET writer = %s WHERE number = %s RETURNING events", (writer, number)
+            ).fetchone()
+            events = 0 if row is None else as_number(row[0])
+        return self._open(PostgresLog(self._link, number, session_id, writer, events))
+
+    def session_ids(self) -> list[str]:
+        with self._link.transaction() as connection:
+            found = connection.execute('SELECT session_id FROM cra_sessions ORDER BY session_id COLLATE "C"').fetchall()
+        return [name for (name,) in found if isinstance(name, str) and is_id(name)]
+
+    def lines(self, session_id: str, /) -> Iterator[bytes]:
+        return lines_of(self._link.pieces(self._number(session_id)))
+
+    def find(self, session_id: str, query: Query, /) -> Iterator[bytes]:
+        number = self._number(session_id)
+        where, values = _condition(query)
+        begin = 0
+        if query.last is not None:
+            place = self._place_of_last(number, query.last, where, values)
+            if place is None:
+                return iter(())
+            begin = place
+        return self._link.pieces(number, begin, where, values)
+
+    def count(self, session_id: str, /) -> int:
+        _check_id(session_id)
+        with self._link.transaction() as connection:
+            row = connection.execute(
+                "SELECT count(*) FROM cra_lines JOIN cra_sessions ON number = session WHERE session_id = %s "
+                "AND substr(line, length(line)) = '\\x0a'::bytea",
+                (session_id,),
+            ).fetchone()
+        return 0 if row is None else as_number(row[0])
+
+    def health(self) -> Health:
+        try:
+            with self._link.transaction() as connection:
+                row = connection.execute("SELECT pg_is_in_recovery()").fetchone()
+        except SinkError as error:
+            return Health(False, str(error))
+        if row != (False,):
+            return Health(False, f"{self._link.place} is a standby and takes no events; name the primary server")
+        return Health(True, f"{self._link.place} can be written")
+
+    def close(self) -> None:
+        self._link.close()
+
+    def _open(self, log: PostgresLog) -> PostgresLog:
+        self._logs = {number: other for number, other in self._logs.items() if other.is_open}
+        self._logs[log.number] = log
+        return log
+
+    def _place_of_last(self, number: int, last: int, where: str, values: tuple[object, ...]) -> int | None:
+        if last <= 0:
+            return None
+        with self._link.transaction() as connection:
+            row = connection.execute(
+                "SELECT min(place) FROM (SELECT place FROM cra_lines "
+                f"WHERE session = %s {where} ORDER BY place DESC LIMIT %s) AS found",
+                (number, *values, min(last, _MOST)),
+            ).fetchone()
+        return None if row is None or row[0] is None else as_number(row[0])
+
+    def _number(self, session_id: str) -> int:
+        _check_id(session_id)
+        with self._link.transaction() as connection:
+            return self._find(connection, session_id)
+
+    def _find(self, connection: Connection, session_id: str) -> int:
+        row = connection.execute("SELECT number FROM cra_sessions WHERE session_id = %s", (session_id,)).fetchone()
+        if row is None:
+            raise SinkError(f"{self._link.place} holds no session {session_id}")
+        return as_number(row[0])
+
+
+def _condition(query: Query) -> tuple[str, tuple[object, ...]]:
+    since = max(0, min(query.since_sequence, _MOST))
+    if query.event_type is None:
+        return "AND sequence >= %s", (since,)
+    return "AND sequence >= %s AND event_type = %s", (since, query.event_type)
+
+
+def _check_id(session_id: str) -> None:
+    if not is_id(session_id):
+        raise SinkError("a session id must be a lower-case UUID")
