@@ -124,6 +124,7 @@ class JsonlLog:
         self._unsynced: list[bytes] = []  # what was kept since the last time that the disk confirmed
         self._retired: list[_File] = []
         self._folder_is_stale = is_new
+        self._lowest_cut: tuple[int, int] | None = None  # since the disk was asked: its place, and the events before it
         self._is_uncertain = False  # whether there may be bytes behind the end, of a write that was interrupted
         self._is_queued = False
         self._last = b""
@@ -248,6 +249,10 @@ class JsonlLog:
     def _cut(self, offset: int, events: int) -> None:
         """Drop what lies behind ``offset``, which is the end of event ``events``."""
         file = self._file
+        if events < self.durable_events:  # the note may not promise what is dropped now
+            self._note_durable(events)
+        if self._lowest_cut is None or offset < self._lowest_cut[0]:
+            self._lowest_cut = (offset, events)
         try:
             os.ftruncate(file.fd, offset - file.begins)
         except OSError as error:
@@ -282,6 +287,7 @@ class JsonlLog:
     def _try_to_sync(self) -> None:
         with self._turn:
             file, retired, lines, events = self._file, self._retired, self._unsynced, self._events
+            end, self._lowest_cut = self._end, None
             if self._is_uncertain:  # the caller may take back what it wrote last: nobody may count it yet
                 return
             self._retired, self._unsynced = [], []
@@ -294,21 +300,36 @@ class JsonlLog:
             sync_data(file.fd)
         except OSError as error:
             with self._turn:
-                self._retired, self._unsynced = retired + self._retired, lines + self._unsynced
+                kept, _ = self._not_cut(lines, events, end)
+                self._retired, self._unsynced = retired + self._retired, [kept, *self._unsynced]
                 # after a failed fsync the kernel may have dropped the pages: a second one would lie
                 self._disk_failure = f"{self.path} is not durable any more: {error.strerror}"
             return
         for old in retired:
             os.close(old.fd)
-        self._confirm(events)
+        with self._turn:
+            _, events = self._not_cut([], events, end)
+            new = self._note_durable(events)
+        self._tell(events, new)
 
-    def _confirm(self, events: int) -> None:
+    def _not_cut(self, lines: list[bytes], events: int, end: int) -> tuple[bytes, int]:
+        """What is left of ``lines``, which ended at ``end`` when the disk was asked, and of ``events``."""
+        whole = b"".join(lines)
+        if self._lowest_cut is None or self._lowest_cut[0] >= end:
+            return whole, events
+        offset, events = self._lowest_cut
+        return whole[: max(0, len(whole) - (end - offset))], events
+
+    def _note_durable(self, events: int) -> int:
         """Note what is durable. The note may be lost with the machine's power; then it says less than is true."""
         new, self.durable_events = events - self.durable_events, events
         with suppress(OSError, SinkError):  # an older note says less, and is true
             if self._note < 0:
                 self._note = open_note(self._note_path)
             os.pwrite(self._note, durable_text(events), 0)
+        return new
+
+    def _tell(self, events: int, new: int) -> None:
         if self._follower is not None and new > 0:
             self._follower.durable(self._session_id, events, new)
 
@@ -335,7 +356,8 @@ class JsonlLog:
         with self._turn:
             self._file, self._unsynced, self._retired = file, [], []
             self._disk_failure = None
-        self._confirm(self._events)
+            new = self._note_durable(self._events)
+        self._tell(self.durable_events, new)
 
     def _move_behind(self, offset: int) -> list[Path]:
         """Move everything behind ``offset`` to quarantines, the last file first, and open the file that it is in."""
