@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -31,7 +32,7 @@ def select(lines: Iterable[bytes], query: Query) -> Iterator[bytes]:
     if query.last is None:
         yield from found
     else:
-        yield from deque(found, maxlen=max(0, query.last))
+        yield from deque(found, maxlen=max(0, min(query.last, sys.maxsize)))
 
 
 def _fits(place: Place | None, query: Query) -> bool:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from linecache import getline
 from pathlib import Path
@@ -23,10 +23,8 @@ import pytest
 from cra_middleware import Atlas, Runtime, verify
 from cra_middleware._ids import new_id
 from cra_middleware.errors import AuditUnavailable, SinkError
-from cra_middleware.testing import FailingSink
 from cra_middleware.trace.chain import verify_lines
 from cra_middleware.trace.payloads import render
-from cra_middleware.trace.sink import Sink
 from cra_middleware.trace.sinks.jsonl import JsonlSink
 from cra_middleware.trace.sinks.memory import MemorySink
 from cra_middleware.trace.sinks.null import NullSink
@@ -34,6 +32,7 @@ from cra_middleware.trace.sinks.segments import read_lines
 from cra_middleware.trace.writer import Entry
 from tests.conftest import manifest
 from tests.trace.forge import lines_of, parse
+from tests.trace.places import in_child
 
 
 @pytest.fixture
@@ -60,25 +59,6 @@ def finish(folder: Path, session_id: str) -> None:
     """What another process does: resume the session, and end it."""
     with Runtime(Atlas.from_dict(manifest()), trace=folder) as runtime:
         runtime.resume(session_id).end()
-
-
-def in_child(work: Callable[[], object]) -> str:
-    """What ``work`` returns, or the type of what it raises, in a forked child that may take 10 seconds."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        signal.alarm(10)  # the default action ends a child that hangs
-        try:
-            answer = str(work())
-        except BaseException as error:
-            answer = type(error).__name__
-        os.write(writing, answer.encode())
-        os._exit(0)
-    os.close(writing)
-    with open(reading) as pipe:
-        answer = pipe.read()
-    os.waitpid(pid, 0)
-    return answer
 
 
 def write_until_killed(folder: Path, session_id: str | None, out: int) -> None:
@@ -605,54 +585,6 @@ def test_modes_and_names(tmp_path: Path, runtime: Runtime) -> None:
     (tmp_path / f"{uuid4()}.trace.jsonl.17.torn").touch()
     assert runtime._sink.session_ids() == [session.id for session in sessions]
     assert {file_of(tmp_path, session.id).stat().st_mode & 0o777 for session in sessions} == {0o600}
-
-
-def _sinks(folder: Path) -> dict[str, Callable[[], Sink]]:
-    return {
-        "jsonl": lambda: JsonlSink(folder),
-        "memory": MemorySink,
-        "failing": lambda: FailingSink(JsonlSink(folder)),
-    }
-
-
-@pytest.mark.parametrize("name", ["jsonl", "memory", "failing"])
-def test_the_contract_of_a_sink(tmp_path: Path, name: str) -> None:
-    """One table for every sink that keeps something."""
-    sink = _sinks(tmp_path)[name]()
-    assert sink.session_ids() == []
-    with pytest.raises(SinkError):
-        sink.reopen(ID)
-    log = sink.create(ID)
-    with pytest.raises(SinkError):
-        sink.create(ID)
-    with pytest.raises(SinkError):
-        sink.reopen(ID)
-    assert list(log.lines()) == []
-    log.append(0, b"one\n", 1)
-    log.append(4, b"two\nthree\n", 3)
-    assert list(log.lines()) == [b"one\n", b"two\n", b"three\n"]
-    log.append(4, b"2\n", 2)
-    assert list(log.lines()) == [b"one\n", b"2\n"]
-    log.append(6, b"torn\x85 line\x00", 2)
-    log.flush()
-    log.close()
-    log.close()
-    with pytest.raises(SinkError):
-        log.append(6, b"late\n", 3)
-    assert sink.session_ids() == [ID]
-
-    again = sink.reopen(ID)
-    assert list(again.lines()) == [b"one\n", b"2\n", b"torn\x85 line\x00"]
-    assert again.set_aside(17).size == 0
-    torn = again.set_aside(6)
-    assert torn.size == 11
-    assert again.set_aside(6) == torn  # nothing was appended there: it is still to be recorded
-    assert list(again.lines()) == [b"one\n", b"2\n"]
-    again.append(6, b"four\n", 3)
-    assert again.set_aside(11).size == 0
-    again.close()
-    assert list(again.lines()) == [b"one\n", b"2\n", b"four\n"]
-    sink.close()
 
 
 def test_the_null_sink() -> None:

@@ -29,7 +29,6 @@ class HttpLog:
         self._check_room = check_room
         self._flush_seconds = flush_seconds
         self._pid = os.getpid()
-        self.is_closed = False
 
     @property
     def durable_events(self) -> int:
@@ -90,7 +89,6 @@ class HttpLog:
                 raise SinkError(f"{missing} events of session {box.session_id} wait in the spool", is_transient=True)
 
     def close(self) -> None:
-        self.is_closed = True
         self._spooled.close()
         if os.getpid() == self._pid:
             self._wakeup.now()

@@ -93,7 +93,7 @@ class PostgresLink:
         A process that was just killed has it until the server notices. Where somebody has it, the transaction that
         this is in is over.
         """
-        connection.execute("SET LOCAL lock_timeout = '1s'")
+        connection.execute("SET LOCAL lock_timeout = '500ms'")
         try:
             connection.execute(f"SELECT pg_advisory_lock({_KEY})", (number,))
         except self._psycopg.errors.LockNotAvailable:

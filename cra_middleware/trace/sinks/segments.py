@@ -80,7 +80,7 @@ def read_segments(segments: list[Segment]) -> Iterator[bytes]:
     Raises:
         SinkError: when a file cannot be read.
     """
-    for known, following in zip(segments, [*segments[1:], None], strict=True):
+    for known, following in zip(segments, [*segments[1:], None], strict=False):
         yield from read_lines(known.path, None if following is None else following.first - known.first)
 
 
