@@ -22,6 +22,7 @@ from cra_middleware.cli import (
     report,
     sketch,
     trace,
+    transfer,
 )
 from cra_middleware.cli.check import check
 from cra_middleware.cli.doctor import doctor
@@ -48,6 +49,8 @@ trace.app.command("prune", short_help="Remove what need not be kept.")(prune.pru
 trace.app.command("head", short_help="The folder's signed head.")(heads.head_command)
 trace.app.command("prove", short_help="A proof of one event, or of growth.")(heads.prove_command)
 trace.app.command("verify-proof", short_help="Check a proof, without the traces.")(heads.verify_proof_command)
+trace.app.command("export", short_help="Copy sessions to another store, verified.")(transfer.export_command)
+trace.app.command("import", short_help="Bring sessions in from another store.")(transfer.import_command)
 app.add_typer(trace.app, name="trace")
 app.add_typer(keys.app, name="keys")
 app.add_typer(approvals.app, name="approvals")

@@ -66,7 +66,16 @@ def test_version_and_help() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [("atlas", "validate"), ("atlas", "show"), ("check",), ("trace", "verify"), ("trace", "show")]
+    "command",
+    [
+        ("atlas", "validate"),
+        ("atlas", "show"),
+        ("check",),
+        ("trace", "verify"),
+        ("trace", "show"),
+        ("trace", "export"),
+        ("trace", "import"),
+    ],
 )
 def test_every_help_has_an_example_and_the_exit_codes(cra: Cra, command: tuple[str, ...]) -> None:
     """--help teaches: an example to copy, and what the exit code means."""

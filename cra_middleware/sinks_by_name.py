@@ -1,0 +1,55 @@
+"""Where traces are kept, named by a text: a folder, ``sqlite:FILE``, or ``postgresql://…``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from cra_middleware.errors import SinkError
+from cra_middleware.trace.sink import TraceStore
+from cra_middleware.trace.sinks.jsonl import JsonlSink
+from cra_middleware.trace.sinks.postgres import PostgresSink
+from cra_middleware.trace.sinks.sqlite import SqliteSink
+
+SQLITE = "sqlite:"
+_POSTGRES = ("postgresql://", "postgres://")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:", re.ASCII)
+_KINDS = "a folder, sqlite:FILE or postgresql://user@host/database"
+
+
+def open_sink(text: str) -> TraceStore:
+    """The sink that ``text`` names; a folder or a file that is not there is made.
+
+    A folder whose name looks like an address is written with ``./`` in front.
+
+    Raises:
+        SinkError: when the text names nothing, or the place cannot be used.
+    """
+    if text.startswith(_POSTGRES):
+        return PostgresSink(text)
+    if text.startswith(SQLITE):
+        name = text.removeprefix(SQLITE)
+        if not name or name.startswith("//") or "\0" in name:
+            raise SinkError(f"name the file: {SQLITE}FILE, as in {SQLITE}traces.db")
+        return SqliteSink(name)
+    if text.startswith(("http://", "https://")):
+        raise SinkError("a receiver needs a folder to spool in: give HttpSink(url, spool) instead of its address")
+    if not text or "\0" in text or _SCHEME.match(text):
+        raise SinkError(f"a trace is kept in {_KINDS}; {text.partition(':')[0]!r} is none of them")
+    return JsonlSink(text)
+
+
+def open_existing(text: str) -> TraceStore:
+    """The same, to be read: nothing is made.
+
+    Raises:
+        SinkError: when nothing is there, or it cannot be used.
+    """
+    is_file = text.startswith(SQLITE)
+    path = Path(text.removeprefix(SQLITE))
+    try:
+        if not text.startswith(_POSTGRES) and not (path.is_file() if is_file else path.is_dir()):
+            raise SinkError(f"there is no {'file' if is_file else 'folder'} {path}; traces are in {_KINDS}")
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL
+        raise SinkError(f"that is no place for traces: {error}") from error
+    return open_sink(text)
