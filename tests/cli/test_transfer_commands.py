@@ -83,7 +83,7 @@ def test_another_session_of_the_same_id(cra: Cra, tmp_path: Path, folder: Path, 
     assert cra("trace", "export", folder, "--to", to).code == 0
     path = sorted((to if change == "differs" else folder).glob("*.jsonl"))[0]
     if change == "differs":
-        rewrite(path, lambda lines: lines.__setitem__(1, lines[1].replace(b"sequence\":1", b"sequence\":9")))
+        rewrite(path, lambda lines: lines.__setitem__(1, lines[1].replace(b'sequence":1', b'sequence":9')))
     else:
         rewrite(path, lambda lines: lines.pop())
     before = content(to)

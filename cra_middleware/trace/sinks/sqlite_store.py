@@ -117,6 +117,8 @@ class SqliteStore:
                     (number, begin, *values),
                 )
                 for place, line in rows:
+                    if place < begin:  # text sorts behind every number: it would go on for ever
+                        raise SinkError(f"{self.path} is damaged: a line has no place; look at it with another tool")
                     page.append(line)
                     begin, size = place + 1, size + len(line)
                     if size > _PAGE_BYTES:
