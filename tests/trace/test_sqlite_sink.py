@@ -218,12 +218,15 @@ def test_a_child_does_not_keep_the_session(tmp_path: Path) -> None:
     reading, writing = os.pipe()
 
     def leave_a_child() -> None:
-        log = SqliteSink(tmp_path / "traces.db").create(ID)
-        log.append(0, b"one\n", 1)
+        theirs = SqliteSink(tmp_path / "traces.db")
+        theirs.create(ID).append(0, b"one\n", 1)
+        begun, begin = os.pipe()
         if os.fork() == 0:
+            os.write(begin, b"x")
             os.close(writing)
             os.read(reading, 1)  # until the test is over
             os._exit(0)
+        os.read(begun, 1)
         os.kill(os.getpid(), signal.SIGKILL)
 
     if (pid := os.fork()) == 0:

@@ -57,8 +57,12 @@ class PostgresLink:
         self._foreign: list[Connection | None] = []  # of the parent process: letting go of one would end it there
         self._pid = os.getpid()
         self._lock = threading.RLock()
-        with self.transaction() as connection:
-            self._make_tables(connection)
+        try:
+            with self.transaction() as connection:
+                self._make_tables(connection)
+        except BaseException:  # whatever it was, no connection may stay half open
+            self.close()
+            raise
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -138,8 +142,8 @@ class PostgresLink:
         """The connection string with our defaults, and how it is named in messages: without a password."""
         try:
             parts = self._psycopg.conninfo.conninfo_to_dict(conninfo)
-        except self._psycopg.Error as error:
-            raise SinkError(f"the PostgreSQL address is not understood: {_first_line(error)}") from None
+        except self._psycopg.Error:  # its text repeats the address, with the password in it
+            raise SinkError("the address of the database is not understood: postgresql://user@host/name") from None
         parts.setdefault("connect_timeout", max(2, round(self._timeout)))
         parts.setdefault("application_name", "cra-middleware")
         host, name = parts.get("host") or "the local server", parts.get("dbname") or "its default"

@@ -134,7 +134,7 @@ class SqliteLog:
     def _cut(self, connection: Connection, offset: int, events: int) -> None:
         """Drop what lies behind ``offset``, which is the end of event ``events``."""
         end = connection.execute(
-            "SELECT place + length(CAST(line AS BLOB)) FROM lines WHERE session = ? ORDER BY place DESC LIMIT 1",
+            "SELECT CAST(place + length(CAST(line AS BLOB)) AS INTEGER) FROM lines WHERE session = ? ORDER BY place DESC LIMIT 1",
             (self._number,),
         ).fetchone() or (0,)
         if end[0] < offset:
@@ -150,7 +150,7 @@ class SqliteLog:
 
     def _behind(self, connection: Connection, offset: int) -> bytes:
         found = connection.execute(
-            "SELECT place, CAST(line AS BLOB) FROM lines "
+            "SELECT CAST(place AS INTEGER), CAST(line AS BLOB) FROM lines "
             "WHERE session = ? AND place + length(CAST(line AS BLOB)) > ? ORDER BY place",
             (self._number, offset),
         )
