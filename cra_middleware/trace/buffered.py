@@ -104,6 +104,7 @@ class BufferedSink:
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.join(timeout=self._limits.close_seconds)
+        self._logs = {}
         self._inner.close()
         if lost:
             raise SinkError("; ".join(lost))

@@ -48,6 +48,7 @@ class Copy:
         self._log: SessionLog | None = None
         self._is_told = False  # whether its failing was logged
         self._is_queued = False
+        self._is_closed = False
         self.is_behind = True
         """What it lacks is copied from the original later."""
         if is_new:
@@ -87,7 +88,7 @@ class Copy:
         if os.getpid() != self._original.pid or not self._original.is_known:
             return
         with self._guard:
-            if not self.is_behind:
+            if not self.is_behind or self._is_closed:  # once closed, the session may have another writer
                 return
             try:
                 self._catch_up()
@@ -98,6 +99,9 @@ class Copy:
         """One more try to catch up, then let go."""
         self.flush()
         with self._guard:
+            if self._is_closed:
+                return
+            self._is_closed = True
             if self.is_behind and self._original.is_known and os.getpid() == self._original.pid:
                 _logger.error("a copy of session %s is left behind its original", self._session_id)
             log, self._log = self._log, None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -20,12 +22,17 @@ class Receiver:
         self.requests: list[dict[str, str]] = []
         self.script: list[Callable[[Any], None]] = []
         """Answers to give instead, one a request."""
+        self._connections: list[socket.socket] = []
         self._logs: dict[str, SessionLog] = {}
         self._lock = threading.Lock()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                super().setup()
+                outer._connections.append(self.connection)
 
             def do_POST(self) -> None:
                 outer.handle(self)
@@ -48,7 +55,13 @@ class Receiver:
     def stop(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+        for connection in self._connections:  # as when its process ends: nothing goes on over old ones
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         self._thread.join()
+        with self._lock:
+            for log in self._logs.values():
+                log.close()
 
     def handle(self, request: Any) -> None:
         with self._lock:

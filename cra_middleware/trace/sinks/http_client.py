@@ -113,7 +113,7 @@ class HttpClient:
         if status not in (200, 409):
             return Refused(f"{self.place} answered {status}: it does not take these events")
         body, deadline = b"", time.monotonic() + self._timeout
-        for piece in response.iter_raw(4096):
+        for piece in response.iter_raw():  # as it comes: a size would be waited for
             body += piece
             if len(body) > _MOST_ANSWER_BYTES:
                 return Refused(f"{self.place} answered with more than {_MOST_ANSWER_BYTES} bytes")

@@ -134,7 +134,8 @@ class SqliteLog:
     def _cut(self, connection: Connection, offset: int, events: int) -> None:
         """Drop what lies behind ``offset``, which is the end of event ``events``."""
         end = connection.execute(
-            "SELECT CAST(place + length(CAST(line AS BLOB)) AS INTEGER) FROM lines WHERE session = ? ORDER BY place DESC LIMIT 1",
+            "SELECT CAST(place + length(CAST(line AS BLOB)) AS INTEGER) FROM lines "
+            "WHERE session = ? ORDER BY place DESC LIMIT 1",
             (self._number,),
         ).fetchone() or (0,)
         if end[0] < offset:
