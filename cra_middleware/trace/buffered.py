@@ -57,6 +57,7 @@ class BufferedSink:
         self._limits = Limits(capacity_bytes, flush_bytes, flush_seconds, close_seconds)
         self._interval = interval_seconds
         self._thread: threading.Thread | None = None
+        self._logs: dict[str, BufferedLog] = {}
         self._begin()
 
     def create(self, session_id: str, /) -> SessionLog:
@@ -112,7 +113,7 @@ class BufferedSink:
     def _begin(self) -> None:
         """At first, and again in a forked child, which has neither the thread nor a claim on the parent's queues."""
         self._pid = os.getpid()
-        self._logs: dict[str, BufferedLog] = {}
+        self._logs = {}
         self._lock = threading.Lock()
         self._wakeup = Wakeup()
         self._thread = None

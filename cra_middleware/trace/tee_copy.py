@@ -32,6 +32,8 @@ class Original:
         Raises:
             SinkError: when it was not kept.
         """
+        if os.getpid() != self.pid:
+            raise SinkError("the session belongs to the parent process; open a session of your own")
         with self.turn:
             self.log.append(offset, data, events)
             self.end, self.events, self.is_known = offset + len(data), events, True
@@ -97,12 +99,16 @@ class Copy:
 
     def close(self) -> None:
         """One more try to catch up, then let go."""
+        if os.getpid() != self._original.pid:  # a thread that does not exist here may hold the guard
+            if self._log is not None:
+                self._log.close()
+            return
         self.flush()
         with self._guard:
             if self._is_closed:
                 return
             self._is_closed = True
-            if self.is_behind and self._original.is_known and os.getpid() == self._original.pid:
+            if self.is_behind and self._original.is_known:
                 _logger.error("a copy of session %s is left behind its original", self._session_id)
             log, self._log = self._log, None
             self.is_behind = True

@@ -226,6 +226,20 @@ def test_what_is_taken_back_while_it_is_carried(
     assert log.durable_events == 1 + after.count(b"\n")
 
 
+def test_what_is_taken_back_afterwards(slow: SlowSink, make: Callable[..., BufferedSink]) -> None:
+    """What the sink behind has made durable is not counted any more as soon as it is taken back."""
+    log = make().create(ID)
+    log.append(0, b"one\ntwo\n", 2)
+    log.flush()
+    slow.gate.clear()
+    log.append(4, b"", 1)
+    assert log.durable_events == 1
+    slow.gate.set()
+    log.append(4, b"2\n", 2)
+    log.flush()
+    assert log.durable_events == 2
+
+
 def test_what_is_taken_back_after_a_failure(slow: SlowSink, make: Callable[..., BufferedSink]) -> None:
     """What is taken back while it waits to be tried again is not tried again."""
     slow.error = SinkError("busy", is_transient=True)

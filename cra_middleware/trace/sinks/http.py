@@ -237,7 +237,7 @@ class HttpSink:
         with self._turn:
             box, writer = self._boxes.get(session_id), self._writers.get(session_id)
             log = writer() if writer is not None else None
-            if box is None or box.is_waiting or log is not None:
+            if box is None or log is not None:
                 return
             try:
                 if box.is_done():
