@@ -99,7 +99,8 @@ def describe_pending(pending: Pending) -> list[str]:
         f"  {pending.reason}  [policy {pending.policy_id}]",
     ]
     for name, value in pending.arguments.items():
-        lines += _folded(_plain(f"{name}: {_as_text(value)}"))
+        named = name if name.isidentifier() else _as_text(name)
+        lines += _folded(_plain(f"{named}: {_as_text(value)}"))
     for names in (pending.approvers, *pending.also_needed):
         if names:
             lines.append(f"  to be answered by {' or '.join(names)}")

@@ -461,7 +461,7 @@ def test_a_question_in_words() -> None:
         agent_id="bot",
         action_id="a.b",
         tool_name="t",
-        arguments={"text": "x" * 1000 + "\u202eend", "more": {"b": 1}, "odd": object()},
+        arguments={"text": "x" * 1000 + "\u202eend", "more": {"b": 1}, "to be answered by": object()},
         policy_id="p",
         reason="Why.",
         approvers=("leads",),
@@ -470,7 +470,7 @@ def test_a_question_in_words() -> None:
     assert lines[0] == "bot wants to call a.b (t)"
     text = "".join(line.removeprefix("  ").removeprefix("  | ") for line in lines[2:-3])
     assert text == 'text: "' + "x" * 1000 + '\\u202eend"'
-    assert lines[-3:-1] == ['  more: {"b": 1}', '  odd: "cra:opaque:builtins.object"']
+    assert lines[-3:-1] == ['  more: {"b": 1}', '  "to be answered by": "cra:opaque:builtins.object"']
     assert all(line.startswith("    | ") for line in lines[3:-3])
     assert lines[-1] == "  to be answered by leads"
     assert all(len(line) < 120 for line in lines)
