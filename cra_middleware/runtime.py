@@ -36,6 +36,7 @@ from cra_middleware.opening import Opener
 from cra_middleware.policies import AtlasSource, InForce, Terms, begin_epoch, load_atlases
 from cra_middleware.session import Session, current_session
 from cra_middleware.setting import Setting
+from cra_middleware.sinks_by_name import is_folder, open_sink
 from cra_middleware.stores import Stores
 from cra_middleware.telemetry import Telemetry
 from cra_middleware.trace.sink import Sink
@@ -80,7 +81,8 @@ class Runtime:
 
         Args:
             atlas: a folder, a file, a loaded ``Atlas``, or several of them.
-            trace: a folder for trace files, or a ``Sink``; without it, traces are kept in memory.
+            trace: a folder for trace files, ``sqlite:FILE``, ``postgresql://…``, or a ``Sink``; without it, traces are
+                kept in memory.
             approver: asks a person; without one, a call that needs approval raises ``ApprovalRequired`` and waits
                 in ``approvals``.
             approvals: a file (SQLite) that keeps open questions over a restart and for ``cra approvals``, or a
@@ -383,8 +385,12 @@ class Runtime:
 
 
 def _sink(trace: str | Path | Sink | None, signing_key: str | Path | None) -> Sink:
-    if isinstance(trace, (str, Path)):
-        return JsonlSink(trace, signer=None if signing_key is None else load_signer(signing_key))
     if signing_key is not None:
-        raise ValueError("signing_key signs a folder of traces: name one with trace=, or give JsonlSink a signer")
-    return MemorySink() if trace is None else trace
+        if not isinstance(trace, (str, Path)) or not is_folder(str(trace)):
+            raise ValueError("signing_key signs a folder of traces: name one with trace=, or give JsonlSink a signer")
+        return JsonlSink(trace, signer=load_signer(signing_key))
+    if trace is None:
+        return MemorySink()
+    if isinstance(trace, Path):
+        return JsonlSink(trace)
+    return open_sink(trace) if isinstance(trace, str) else trace

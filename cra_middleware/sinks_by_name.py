@@ -39,6 +39,11 @@ def open_sink(text: str) -> TraceStore:
     return JsonlSink(text)
 
 
+def is_folder(text: str) -> bool:
+    """Whether ``text`` names a folder, and not another kind of place."""
+    return _SCHEME.match(text) is None
+
+
 def open_existing(text: str) -> TraceStore:
     """The same, to be read: nothing is made.
 
