@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from cra_middleware import Atlas, Runtime, verify
+from cra_middleware.keys import generate_key
 from cra_middleware.testing import FrozenClock
 from tests.conftest import NOON, manifest
 
@@ -124,6 +125,8 @@ def test_readme_python(folder: Path, number: int) -> None:
         pytest.importorskip("langchain", reason="this block needs the langchain extra")
     if "configure_otel" in block:
         pytest.importorskip("opentelemetry.sdk", reason="this block needs the otel extra")
+    if "bot.key" in block:  # the command above it makes one
+        generate_key(folder / "bot.key")
     done = run(folder, "-c", block)
     assert done.returncode == 0, done.stderr
     for comment in re.findall(r"print\(.*\)\s+# (.*)", block):
@@ -135,13 +138,16 @@ def test_readme_shell(folder: Path) -> None:
     setups = [line for line in SHELL if line.startswith("pip install")]
     assert setups == [
         'pip install -e ".[langchain,otel]" && python examples/quickstart.py',
-        'pip install -e ".[dev]" && pytest',
+        'pip install -e ".[dev]" && pytest -n auto',
     ]
     assert run(folder, "examples/01_decorator.py").returncode == 0  # so that there are traces
+    (signs,) = (block for block in PYTHON if "bot.key" in block)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     others = [line for line in SHELL if not line.startswith("pip install")]
-    assert len(others) == 4
+    assert len(others) == 7
     for line in others:
+        if line.startswith("cra trace head"):  # the block before it runs first
+            assert run(folder, "-c", signs).returncode == 0
         done = subprocess.run(
             line, shell=True, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True
         )
