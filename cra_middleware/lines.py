@@ -10,8 +10,7 @@ from pathlib import Path
 
 from cra_middleware.trace.chain import Problem, Verdict
 from cra_middleware.trace.profiles import MAX_LINE_BYTES, MalformedError, read
-from cra_middleware.trace.sinks.segments import read_lines
-from cra_middleware.verification import FileReport
+from cra_middleware.verification import FileReport, trace_lines
 
 _EXCERPT = 120
 
@@ -59,7 +58,7 @@ def read_again(report: FileReport) -> Iterator[Line]:
     verdicts = iter(report.sessions)
     chains: dict[str, tuple[Verdict, int]] = {}
     key = ""
-    for number, chunk in enumerate(read_lines(Path(report.path)), 1):
+    for number, chunk in enumerate(trace_lines(Path(report.path)), 1):
         line = chunk.removesuffix(b"\n") if len(chunk) <= MAX_LINE_BYTES else b""
         if profile != "cra" and "" not in chains:  # the rule by which the verifier told the sessions apart
             with suppress(MalformedError):

@@ -24,7 +24,7 @@ FLOORS: list[set[str]] = [
     {"carp"},
     {"approvals", "observer", "policies", "sidecar"},
     {"approval_store", "sqlite_approvals", "answering", "approvers"},
-    {"interceptor", "observing", "stores", "sinks_by_name"},
+    {"interceptor", "observing", "stores", "sinks", "sinks_by_name"},
     {"attempt"},
     {"desk", "keeping"},
     {"setting"},

@@ -13,9 +13,12 @@ from typing import IO
 from cra_middleware._clock import SystemClock
 from cra_middleware.cli.output import complain, stop
 from cra_middleware.cli.trace_files import trace_files, try_verify
-from cra_middleware.errors import SinkError
+from cra_middleware.errors import CRAError, SinkError
+from cra_middleware.evidence.folder import Against, verify_folder
+from cra_middleware.keys import load_verifier
 from cra_middleware.lines import read_again
-from cra_middleware.trace.sinks.segments import SUFFIX
+from cra_middleware.trace.ledger.book import read_head
+from cra_middleware.trace.sinks.segments import SUFFIX, segment_at
 from cra_middleware.trace_page import render
 from cra_middleware.verification import FileReport
 
@@ -23,7 +26,7 @@ LIMIT = 20_000
 """Events in one page: about 20 MB, which a phone still opens."""
 
 
-def write_page(names: Sequence[str], out: str, limit: int) -> None:
+def write_page(names: Sequence[str], out: str, limit: int, key: str | None = None) -> None:
     """Verify the files and write the page about them; the command ends when it must not or cannot be written."""
     from cra_middleware import __version__
 
@@ -33,7 +36,8 @@ def write_page(names: Sequence[str], out: str, limit: int) -> None:
     unreadable = [result for _, result in found if isinstance(result, str)]
     _refuse_too_many(reports, limit)
     made = datetime.fromtimestamp(SystemClock().wall_us() // 1_000_000, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
-    page = render(reports, made=made, version=__version__, unreadable=unreadable)
+    proofs, note, changed = _proofs([report.path for report in reports], key)
+    page = render(reports, made=made, version=__version__, unreadable=unreadable, proofs=proofs, folder_note=note)
     try:
         if out == "-":
             sys.stdout.flush()
@@ -44,11 +48,40 @@ def write_page(names: Sequence[str], out: str, limit: int) -> None:
         raise stop(error, 1) from None
     for sentence in unreadable:
         complain(sentence)
+    for sentence in changed:
+        complain(sentence)
     broken = [report for report in reports if not report.intact]
     for report in broken:
         complain(f"{report.path}: {' '.join(str(verdict) for verdict in report.sessions)}")
+    if changed:
+        raise stop("the traces are not what was signed; the page says so", 1)
     if broken or unreadable:
         raise stop(f"{len(broken) + len(unreadable)} of {len(found)} files do not verify; the page says so", 1)
+
+
+def _proofs(paths: Sequence[str], key: str | None) -> tuple[dict[str, list[tuple[str, str]]], str | None, list[str]]:
+    """What signed heads say of each session, the note of the (last) folder, and what they say against the traces."""
+    proofs: dict[str, list[tuple[str, str]]] = {}
+    note: str | None = None
+    changed: list[str] = []
+    if key is None:
+        return proofs, note, changed
+    try:
+        against = Against(load_verifier(key))
+        for folder in sorted({Path(path).parent for path in paths if segment_at(Path(path)) is not None}):
+            report = verify_folder(folder, against)
+            found = read_head(folder)
+            note = note if found is None else found.decode(errors="backslashreplace")
+            changed += [f"{folder}: {sentence}" for sentence in (*report.problems, *report.missing)]
+            for session in report.sessions:
+                if session.session_id is not None and (session.signed_events or session.problems):
+                    proofs[session.session_id] = [("Signed head", str(session))]
+                changed += [f"session {session.session_id}: {problem}" for problem in session.problems]
+    except CRAError as error:
+        raise stop(error, 1) from None
+    if changed:
+        note = "\n".join(["CHANGED: the traces are not what was signed.", *changed, "", note or ""])
+    return proofs, note, changed
 
 
 def _readable(path: str) -> FileReport | str:

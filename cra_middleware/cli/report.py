@@ -22,6 +22,10 @@ def report(
         ),
     ] = None,
     html_limit: Annotated[int, typer.Option(min=1, help="How many events a page may hold.")] = LIMIT,
+    key: Annotated[
+        str | None,
+        typer.Option(metavar="PUB", help="With --html: the public key whose signed head is shown, and what it covers."),
+    ] = None,
 ) -> None:
     """Count the decisions in traces by action, policy and verdict, and what shadow policies would have refused.
 
@@ -31,7 +35,7 @@ def report(
 
     \b
     Example:  cra trace report traces/
-              cra trace report traces/ --html report.html
+              cra trace report traces/ --html report.html --key bot.pub
 
     Exit code: 0, 1 when a file does not verify or cannot be read (the page is written all the same), 2 for wrong
     usage.
@@ -39,8 +43,10 @@ def report(
     if html is not None:
         if format is Format.json:
             raise stop("--html writes a page; leave out --format json, or ask for it alone", 2)
-        write_page(files, html, html_limit)
+        write_page(files, html, html_limit, key)
         return
+    if key is not None:
+        raise stop("--key belongs to --html", 2)
     found, broken = intact_files(files)
     counted = Report()
     for item in found:

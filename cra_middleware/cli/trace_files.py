@@ -11,7 +11,7 @@ from cra_middleware.cli.output import complain, stop
 from cra_middleware.errors import SinkError
 from cra_middleware.trace.event import Event
 from cra_middleware.trace.ledger.book import FOLDER
-from cra_middleware.trace.sinks.segments import SUFFIX
+from cra_middleware.trace.sinks.segments import SUFFIX, segment_at
 from cra_middleware.verification import FileReport, read_events, verify
 
 LARGE_BYTES = 8 * 1024 * 1024
@@ -19,7 +19,10 @@ LARGE_BYTES = 8 * 1024 * 1024
 
 
 def trace_files(names: Sequence[str]) -> list[tuple[str, str | None]]:
-    """The files named, and those in the folders named, each with the reason not to open it, if there is one."""
+    """The files named, and those in the folders named, each with the reason not to open it, if there is one.
+
+    Of a session that has several files, the first stands for all of them.
+    """
     found: list[tuple[str, str | None]] = []
     for name in names:
         folder = Path(name)
@@ -33,9 +36,19 @@ def trace_files(names: Sequence[str]) -> list[tuple[str, str | None]]:
             continue
         if not inside and not (folder / FOLDER / "entries").exists():  # a ledger tells what is gone
             raise stop(f"{name} has no *{SUFFIX} files; name the folder that traces are written to", 2)
-        for item in inside:  # a pipe or a device planted there would never end
+        for item in _first_files(inside):  # a pipe or a device planted there would never end
             found.append((str(item), None if item.is_file() else f"{item} is not a plain file"))
     return found
+
+
+def _first_files(paths: Sequence[Path]) -> Iterator[Path]:
+    firsts: dict[str, int] = {}
+    for known in filter(None, map(segment_at, paths)):
+        firsts[known.session_id] = min(known.first, firsts.get(known.session_id, known.first))
+    for path in paths:
+        found = segment_at(path)
+        if found is None or found.first == firsts[found.session_id]:
+            yield path
 
 
 def try_verify(path: str) -> FileReport | str:

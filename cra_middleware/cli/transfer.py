@@ -16,7 +16,8 @@ from cra_middleware.errors import SinkError
 from cra_middleware.sinks_by_name import open_existing, open_sink
 from cra_middleware.trace.chain import verify_lines
 from cra_middleware.trace.sink import SessionLog, TraceStore
-from cra_middleware.trace.sinks.segments import read_lines, segment_at
+from cra_middleware.trace.sinks.segments import segment_at
+from cra_middleware.verification import trace_lines
 
 _BATCH_BYTES = 1 << 20
 _LARGE_EVENTS = 20_000
@@ -116,14 +117,14 @@ def _source(name: str, stack: ExitStack) -> Readable:
 
 
 class _OneFile:
-    """A trace file by itself; the session it holds is the one that its first line names."""
+    """A trace file, with the later files of its session; the session is the one that its first line names."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         known = segment_at(path)
         if known is not None and known.first:
             raise SinkError(f"{path} is a later part of a session; name its folder")
-        verdicts = verify_lines(read_lines(path), None if known is None else known.session_id)
+        verdicts = verify_lines(trace_lines(path), None if known is None else known.session_id)
         self._ids = [verdict.session_id for verdict in verdicts if verdict.session_id is not None]
         if len(verdicts) != 1 or len(self._ids) != 1:
             raise SinkError(f"{path} does not hold one session")
@@ -132,7 +133,7 @@ class _OneFile:
         return self._ids
 
     def lines(self, session_id: str, /) -> Iterator[bytes]:
-        return read_lines(self._path)
+        return trace_lines(self._path)
 
 
 def _chosen(source: Readable, wanted: list[str], name: str) -> list[str]:

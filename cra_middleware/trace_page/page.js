@@ -263,7 +263,7 @@
     const note = section.querySelector(".check");
     const result = row.cells[row.cells.length - 1];
     if (!entry.checked) {
-      const broken = entry.state === "broken" ? "its chain was broken when the page was made" : "the browser does not check this profile";
+      const broken = entry.state === "broken" ? "its chain was broken when the page was made" : "the browser checks whole sessions of our own profile only";
       tell(note, "unchecked", `Not checked in your browser: ${broken}.`);
       tell(result, "unchecked", "not checked here");
       return "unchecked";

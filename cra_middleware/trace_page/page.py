@@ -53,7 +53,7 @@ class _Session:
     @property
     def checked(self) -> bool:
         """Whether the browser can check it."""
-        return self.verdict.profile == "cra" and self.verdict.intact
+        return self.verdict.profile == "cra" and self.verdict.intact and self.verdict.first_sequence == 0
 
     @property
     def state(self) -> str:

@@ -354,7 +354,7 @@ def test_the_token_is_sent_and_not_told(receiver: Receiver) -> None:
 @pytest.mark.parametrize(
     ("text", "least", "most"),
     [
-        *(("3", 3, 3), ("99999999999999999999", 300, 300), (formatdate(time.time() + 100, usegmt=True), 60, 100)),
+        *(("3", 3, 3), ("99999999999999999999", 300, 300), ("in 100 s", 60, 100)),
         *(
             (formatdate(0, usegmt=True), 0, 0),
             ("Mon, 99 Foo 20 00:00", None, None),
@@ -365,6 +365,8 @@ def test_the_token_is_sent_and_not_told(receiver: Receiver) -> None:
 )
 def test_retry_after(receiver: Receiver, text: str, least: float | None, most: float | None) -> None:
     """Seconds or a date, within reason; anything else counts as not said."""
+    if text == "in 100 s":  # now, and not when tests are collected: every worker must name them alike
+        text = formatdate(time.time() + 100, usegmt=True)
     receiver.script.append(lambda request: answer(request, 429, b"", Retry_After=text.encode().decode("latin-1")))
     client = HttpClient(receiver.url, None, 5)
     told = client.send(BATCH)

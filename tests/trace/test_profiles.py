@@ -343,13 +343,16 @@ def test_our_events_under_the_rust_reading(clock: list[int], goal: str) -> None:
         assert ours.event == theirs.event
 
 
+AN_ID = "0c01102f-4628-4045-9d58-c796d35181cd"
+
+
 @pytest.mark.parametrize(
     "edit",
     [
         *({"sequence": value} for value in (True, -1, 0.0, "0", None)),
         *({key: "0" * 64} for key in ("event_id", "trace_id", "span_id", "session_id")),
-        *({"event_id": value} for value in (f"{uuid4()}0", f"{uuid4()}\n", f"{uuid4()}".upper() + "A", None, 1)),
-        *({"parent_span_id": value} for value in ("", f"{uuid4()}0", 0, [])),
+        *({"event_id": value} for value in (f"{AN_ID}0", f"{AN_ID}\n", f"{AN_ID}".upper() + "A", None, 1)),
+        *({"parent_span_id": value} for value in ("", f"{AN_ID}0", 0, [])),
         *({"event_hash": value} for value in ("0" * 63, "0" * 65, "0" * 64 + "\n", "A" * 64, None)),
         *({"previous_event_hash": value} for value in ("0" * 65, None)),
         *({"trace_version": value} for value in ("1", "1.0 ", "1.1", 1.0)),
