@@ -511,7 +511,7 @@ import json, resource, signal, sys
 from cra_middleware import Atlas, Runtime, AuditUnavailable, verify
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 ran = []
-with Runtime(Atlas.from_dict(json.loads(sys.argv[1])), trace=sys.argv[2]) as runtime:
+with Runtime(Atlas.from_dict(json.loads(sys.argv[1])), trace=sys.argv[2], audit_deadline_seconds=0.02) as runtime:
     session = runtime.session()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (6000, hard))

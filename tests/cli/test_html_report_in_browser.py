@@ -208,7 +208,7 @@ def test_what_the_browser_does_not_check_is_never_green(browser: Browser, record
     whole = page_of(tmp_path / "other.jsonl", recorded)
     shown = browser.show(whole)
     assert states(shown) == ["unchecked", "unchecked", "whole"]
-    assert "does not check this profile" in shown.sessions[0][1]
+    assert "checks whole sessions of our own profile only" in shown.sessions[0][1]
     recorded.write_bytes(recorded.read_bytes().replace(b"Never.", b"Always."))
     shown = browser.show(page_of(recorded))
     assert states(shown) == ["unchecked", "unchecked"]

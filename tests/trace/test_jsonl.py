@@ -38,7 +38,7 @@ from tests.trace.places import in_child
 @pytest.fixture
 def runtime(tmp_path: Path) -> Iterator[Runtime]:
     """A runtime that writes files to ``tmp_path``."""
-    with Runtime(Atlas.from_dict(manifest()), trace=tmp_path) as made:
+    with Runtime(Atlas.from_dict(manifest()), trace=tmp_path, audit_deadline_seconds=0.02) as made:
         yield made
 
 
