@@ -27,6 +27,11 @@ class Comparison:
         self.problems: list[str] = []
 
     @property
+    def is_known(self) -> bool:
+        """Whether the ledger or the copy knows the session."""
+        return bool(self._entries or self._seen)
+
+    @property
     def wants_leaves(self) -> bool:
         """Whether the ledger knows the session."""
         return bool(self._entries)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
+from concurrent.futures import BrokenExecutor, Executor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,13 +56,18 @@ def verify_session(
         verdicts = None
         if workers is not None and witness is None and pruned is None:
             verdicts = _in_parts(subject, comparison, progress, workers)
-        if verdicts is None:
+        if verdicts is None:  # not in parts, or there is something to be said
             comparison = _comparison(subject, witness, pruned)
             verdicts = _in_order(subject, comparison, pruned, progress)
     except SinkError as error:
         return [_unreadable(subject, str(error))]
     if verdicts and verdicts[0].profile != "cra":
-        return [SessionReport(verdict.session_id, paths, verdict, verdict.events) for verdict in verdicts]
+        foreign = [SessionReport(verdict.session_id, paths, verdict, verdict.events) for verdict in verdicts]
+        is_known = comparison.is_known or durable is not None or pruned is not None
+        if not is_known:
+            return foreign
+        if [verdict.session_id for verdict in verdicts] != [subject.session_id]:
+            return [*foreign, _unreadable(subject, "its file holds other sessions: it was replaced")]
     verdict = verdicts[0] if verdicts else None
     problems: list[str] = []
     if verdict is None or verdict.intact:
@@ -116,21 +121,26 @@ def _in_parts(
     subject: Subject, comparison: Comparison, progress: Progress | None, workers: Executor
 ) -> tuple[Verdict, ...] | None:
     """All parts of one large file at once; None when it is not that, or does not simply verify."""
-    if len(subject.files) != 1 or subject.files[0].path.stat().st_size < 2 * PART_BYTES:
+    if len(subject.files) != 1:
         return None
     path = subject.files[0].path
     joined = Joined(subject.session_id)
-    for part in _parts(path, comparison.wants_leaves, workers):
-        if part is None or not joined.add(part):
+    try:
+        size = path.stat().st_size
+        if size < 2 * PART_BYTES:
             return None
-        comparison.take_leaves(part.leaves, part.end)
-        if progress is not None:
-            progress(part.bytes)
+        for part in _parts(path, size, comparison.wants_leaves, workers):
+            if part is None or not joined.add(part):
+                return None
+            comparison.take_leaves(part.leaves, part.end)
+            if progress is not None:
+                progress(part.bytes)
+    except (OSError, BrokenExecutor):  # it cannot be read, or a process was killed: what is read here says more
+        return None
     return (joined.verdict(),)
 
 
-def _parts(path: Path, wants_leaves: bool, workers: Executor) -> Iterator[Part | None]:
-    size = path.stat().st_size
+def _parts(path: Path, size: int, wants_leaves: bool, workers: Executor) -> Iterator[Part | None]:
     places = range(0, size, PART_BYTES)
     running = []
     for begin in places:

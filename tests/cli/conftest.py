@@ -15,6 +15,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from cra_middleware import Atlas, CallRefused, Runtime
@@ -23,6 +24,7 @@ from cra_middleware.testing import FrozenClock
 from tests.cli.browser import NAMES, Browser, find
 from tests.conftest import NOON, manifest, policies
 
+COMMAND = get_command(app)
 SCRIPT = Path(sys.executable).with_name("cra")
 HOSTILE = "\x1b[31mred\x07[bold]x[/bold]\u202eabc\x9b\x7f\nnext\r\ud800"
 """What a terminal, rich or a careless printer would act on."""
@@ -65,6 +67,8 @@ Cra = Callable[..., Ran]
 def cra(monkeypatch: pytest.MonkeyPatch) -> Cra:
     """Runs a command in this process; anything but a clean exit is an error."""
     monkeypatch.delenv("CRA_ATLAS", raising=False)
+    # typer would make the commands anew for each run, which costs more than most runs
+    monkeypatch.setattr("typer.testing._get_command", lambda _: COMMAND, raising=False)
 
     def run(*args: object, stdin: str = "") -> Ran:
         result = CliRunner().invoke(app, [str(arg) for arg in args], input=stdin)
