@@ -218,6 +218,24 @@ def open_note(note: bytes, key: VerifierKey) -> Checkpoint:
     return checkpoint
 
 
+class Unverified(NamedTuple):
+    """What a signed head says, and who is said to have signed it."""
+
+    head: Checkpoint
+    keys: frozenset[tuple[str, bytes]]
+    """Name and key id of each signature."""
+
+
+def read_note(note: bytes) -> Unverified:
+    """A signed head as it is written; no signature is verified.
+
+    Raises:
+        NoteError: when it is malformed.
+    """
+    text, signatures = _split(note)
+    return Unverified(Checkpoint.parse(text), frozenset((name, raw[:4]) for name, raw in signatures))
+
+
 def check_name(name: str) -> None:
     """Refuse what cannot be the name of a key.
 

@@ -6,13 +6,12 @@ the session's first event on.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 from cra_middleware.errors import SinkError
 from cra_middleware.trace.chain import Start
-from cra_middleware.trace.sinks.files import READ, failed
+from cra_middleware.trace.sinks.files import failed, without_links
 from cra_middleware.trace.tree import HASH_BYTES
 
 SUFFIX = ".pruned"
@@ -50,7 +49,7 @@ def read_pruned(folder: Path, session_id: str) -> Pruned | None:
     """
     path = pruned_file(folder, session_id)
     try:
-        with open(os.open(path, READ), "rb") as file:
+        with open(path, "rb", opener=without_links) as file:
             data = file.read()
     except FileNotFoundError:
         return None

@@ -8,13 +8,12 @@ ledger/inbox/<name>   entries that a process wants noted; each file is complete 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from cra_middleware.trace.entry import ENTRY_BYTES, Entry
 from cra_middleware.trace.note import MAX_NOTE_BYTES
-from cra_middleware.trace.sinks.files import READ, failed
+from cra_middleware.trace.sinks.files import failed, without_links
 from cra_middleware.trace.tree import Leaves
 
 FOLDER = "ledger"
@@ -104,7 +103,7 @@ def read_inbox_file(path: Path) -> bytes:
 
 def _read(path: Path, most: int | None) -> bytes | None:
     try:
-        with open(os.open(path, READ), "rb") as file:
+        with open(path, "rb", opener=without_links) as file:
             return file.read() if most is None else file.read(most)
     except FileNotFoundError:
         return None

@@ -94,7 +94,7 @@ class LedgerFollower:
         with self._turn:
             for _ in range(int(CLOSE_SECONDS / _LEAST_SECONDS)):
                 self._work_once()
-                if self._owner is not None or not self._is_waiting_for_owner():
+                if self._owner is not None or self._alarm is not None or not self._is_waiting_for_owner():
                     break
                 time.sleep(_LEAST_SECONDS)
             else:
@@ -130,11 +130,11 @@ class LedgerFollower:
 
     def _run(self) -> None:
         while not self._stopped:
-            self._wake.wait(HEAD_SECONDS)  # others' entries make no noise
-            self._wake.clear()
-            began = time.monotonic()
-            while not self._is_due(time.monotonic() - began):
-                time.sleep(_LEAST_SECONDS)
+            if self._wake.wait(HEAD_SECONDS):  # else it is others' entries' turn: they make no noise
+                self._wake.clear()
+                began = time.monotonic()
+                while not self._is_due(time.monotonic() - began):
+                    time.sleep(_LEAST_SECONDS)
             with self._turn:
                 self._work_once()
 
@@ -168,25 +168,27 @@ class LedgerFollower:
 
     def _ask(self) -> None:
         """Put what changed into the inbox."""
-        entries: list[bytes] = []
+        entries: dict[str, bytes] = {}
         for session_id, events in list(self._changed.items()):
             tree = self._tree_of(session_id)
             try:
                 tree.grow(events)
             except TraceError as error:
                 _logger.error("not signed: %s", error)
-                del self._changed[session_id]
+                if isinstance(error, ChainBroken):  # what only cannot be read now may be read a second later
+                    del self._changed[session_id]
                 continue
-            entries.append(tree.entry().pack())
+            entries[session_id] = tree.entry().pack()
         if not entries:
             return
         name = new_id()
         try:
-            replace_file(self._traces / FOLDER / "inbox" / name, b"".join(entries))
+            replace_file(self._traces / FOLDER / "inbox" / name, b"".join(entries.values()))
         except OSError as error:
             raise failed(f"the ledger in {self._traces / FOLDER} cannot be written", error) from error
         self._mine.append(name)
-        self._changed.clear()
+        for session_id in entries:
+            del self._changed[session_id]
 
     def _try_to_own(self) -> None:
         if self._owner is not None or self._alarm is not None:

@@ -17,7 +17,7 @@ from cra_middleware.errors import ChainBroken, SinkError
 from cra_middleware.trace.entry import ENTRY_BYTES, Entry
 from cra_middleware.trace.ledger.book import FOLDER, Book, read_book, read_head, read_inbox_file
 from cra_middleware.trace.ledger.session_tree import SessionTree
-from cra_middleware.trace.note import Checkpoint, NoteError, Signer, open_note
+from cra_middleware.trace.note import Checkpoint, NoteError, Signer, open_note, read_note
 from cra_middleware.trace.sinks.files import failed, replace_file, sync_data
 from cra_middleware.trace.tree import Frontier
 
@@ -43,13 +43,14 @@ class Owner:
         self._tree_of = tree_of
         self._tree = Frontier()
         self._last: dict[str, Entry] = {}
+        self._unread: set[str] = set()  # in the inbox, and said so
         book = read_book(traces) or Book(b"")
         try:
             for entry in book:
                 self._tree.append(entry.leaf())
                 self._last[entry.session_id] = entry
             self._head = self._check_head(read_head(traces), book)
-        except ValueError as error:
+        except (ValueError, NoteError) as error:
             raise self._broken(str(error)) from error
         if book.torn_bytes:
             _logger.warning("an entry of the ledger in %s was cut short; it did not count yet", self._folder)
@@ -64,11 +65,15 @@ class Owner:
         try:
             names = sorted(name for name in os.listdir(self._folder / "inbox") if not name.startswith("."))
             wanted: dict[str, Entry] = {}
+            read: list[str] = []
             for name in names:
-                for entry in self._read_wanted(name):
-                    wanted[entry.session_id] = entry
+                found = self._read_wanted(name)
+                if found is None:
+                    continue
+                read.append(name)
+                wanted.update((entry.session_id, entry) for entry in found)
             head = self._note([entry for entry in wanted.values() if self._is_next(entry)])
-            for name in names:
+            for name in read:
                 os.unlink(self._folder / "inbox" / name)
         except OSError as error:
             raise failed(f"the ledger in {self._folder} cannot be written", error) from error
@@ -120,25 +125,30 @@ class Owner:
             return False
         return True
 
-    def _read_wanted(self, name: str) -> list[Entry]:
-        data = read_inbox_file(self._folder / "inbox" / name)
+    def _read_wanted(self, name: str) -> list[Entry] | None:
+        """What a file of the inbox asks for; None when it cannot be read: it stays, and nobody else waits for it."""
+        try:
+            data = read_inbox_file(self._folder / "inbox" / name)
+        except SinkError as error:
+            if name not in self._unread:
+                self._unread.add(name)
+                _logger.error("not noted in the ledger: %s", error)
+            return None
         try:
             return [Entry.unpack(data[place : place + ENTRY_BYTES]) for place in range(0, len(data), ENTRY_BYTES)]
         except ValueError as error:
-            _logger.error("not noted in the ledger: %s in %s holds something else (%s)", name, self._folder, error)
+            _logger.error("not noted in the ledger: %r in %s holds something else (%s)", name, self._folder, error)
             return []
 
     def _check_head(self, note: bytes | None, book: Book) -> int:
         """How many entries the last head is about."""
         if note is None:
             return 0
-        try:
-            head = open_note(note, self._signer.verifier)
-        except NoteError:
-            head = Checkpoint.parse(note.decode(errors="replace").partition("\n\n")[0] + "\n")
-            if f"— {self._signer.name} " in note.decode(errors="replace"):
-                raise
-            _logger.warning("the last head of %s was signed by another key, of %s", self._folder, head.origin)
+        head, keys = read_note(note)
+        if (self._signer.name, self._signer.key_id) in keys:
+            open_note(note, self._signer.verifier)
+        else:
+            _logger.warning("the last head of %s was signed by another key, of %r", self._folder, head.origin)
         if head.size > len(book) or book.leaves().root(head.size) != head.root:
             raise ValueError(f"its last head is about {head.size} entries that are not there")
         return head.size

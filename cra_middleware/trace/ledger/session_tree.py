@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from cra_middleware.errors import ChainBroken
 from cra_middleware.trace.entry import Entry, event_leaf
 from cra_middleware.trace.event import GENESIS
 from cra_middleware.trace.profiles import MAX_LINE_BYTES
-from cra_middleware.trace.sinks.files import failed
+from cra_middleware.trace.sinks.files import failed, without_links
 from cra_middleware.trace.sinks.segments import segments_of
 from cra_middleware.trace.tree import Frontier
 
-# A line ends in "event_hash":"<64>","previous_event_hash":"<64>"}\n
-_HASH = slice(-156, -92)
-_PREVIOUS = slice(-67, -3)
-_BETWEEN = slice(-92, -67)
-_BETWEEN_TEXT = b'","previous_event_hash":"'
+_END = re.compile(rb'"event_hash":"([0-9a-f]{64})","previous_event_hash":"([0-9a-f]{64})"}\n')
+_END_BYTES = 14 + 64 + 25 + 64 + 3
 
 
 class SessionTree:
@@ -63,7 +61,7 @@ class SessionTree:
         # A file counts up to where the next one begins.
         limit = min((first for first in files if first > self.size), default=size)
         try:
-            with self._path.open("rb") as file:
+            with open(self._path, "rb", opener=without_links) as file:
                 file.seek(self._offset)
                 while self.size < min(size, limit):
                     line = file.readline(MAX_LINE_BYTES + 1)
@@ -75,11 +73,8 @@ class SessionTree:
             raise failed(f"{self._path} cannot be read", error) from error
 
     def _add(self, line: bytes) -> None:
-        previous, event_hash = line[_PREVIOUS].decode("ascii", "replace"), line[_HASH].decode("ascii", "replace")
-        if line[_BETWEEN] != _BETWEEN_TEXT or previous != self._head_hash:
+        match = _END.fullmatch(line[-_END_BYTES:])
+        if match is None or match[2].decode() != self._head_hash:
             raise ChainBroken(f"session {self._session_id} does not go on from event {self.size}: it was changed")
-        try:
-            self._frontier.append(event_leaf(event_hash))
-        except ValueError as error:
-            raise ChainBroken(f"session {self._session_id} was changed at event {self.size}") from error
-        self._head_hash = event_hash
+        self._head_hash = match[1].decode()
+        self._frontier.append(event_leaf(self._head_hash))

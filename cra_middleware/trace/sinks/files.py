@@ -14,8 +14,11 @@ from cra_middleware.errors import SinkError
 from cra_middleware.trace.sink import Torn
 
 QUARANTINE = ".torn"
-READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-"""How a small file of ours is opened: no link is followed, and a pipe in its place does not keep anybody waiting."""
+
+
+def without_links(path: str, flags: int) -> int:
+    """Opens a file for ``open``: no link is followed, and a pipe in its place does not keep anybody waiting."""
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def open_locked(path: Path, *, is_new: bool) -> int:
@@ -136,7 +139,7 @@ def sum_of(files: Iterable[Path]) -> Torn:
     """
     total, hasher = 0, sha256()
     for file in files:
-        with suppress(FileNotFoundError), open(os.open(file, READ), "rb") as source:
+        with suppress(FileNotFoundError), open(file, "rb", opener=without_links) as source:
             while piece := source.read(1 << 20):
                 hasher.update(piece)
                 total += len(piece)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from cra_middleware._ids import UUID_TEXT
 from cra_middleware.errors import SinkError
 from cra_middleware.trace.profiles import MAX_LINE_BYTES
-from cra_middleware.trace.sinks.files import READ, failed
+from cra_middleware.trace.sinks.files import failed, without_links
 
 SUFFIX = ".trace.jsonl"
 DURABLE = ".durable"
@@ -134,7 +134,7 @@ def durable_events(folder: Path, session_id: str) -> int | None:
     """
     path = folder / f"{session_id}{DURABLE}"
     try:
-        with open(os.open(path, READ), "rb") as file:
+        with open(path, "rb", opener=without_links) as file:
             text = file.read(64).strip(b"\0\n")
     except FileNotFoundError:
         return None
