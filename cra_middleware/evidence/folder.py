@@ -12,6 +12,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import NamedTuple
 
+from cra_middleware._ids import is_id
 from cra_middleware.errors import SinkError
 from cra_middleware.evidence.reports import FolderReport
 from cra_middleware.evidence.session import Progress, Subject, verify_session
@@ -81,7 +82,7 @@ def verify_folder(
         tuple(sessions),
         tuple(_missing(there, coverage, against.witness)) if only is None else (),
         (*problems, *coverage.problems),
-        max((head for _, head in heads), key=lambda head: head.size, default=None) if not coverage.problems else None,
+        None if book is None or coverage.problems else max((head for _, head in heads), key=_size, default=None),
     )
 
 
@@ -102,11 +103,16 @@ def _heads(folder: Path, against: Against) -> tuple[list[tuple[str, Checkpoint]]
     return heads, problems
 
 
+def _size(head: Checkpoint) -> int:
+    return head.size
+
+
 def _pruned_in(folder: Path) -> set[str]:
     try:
-        return {path.name.removesuffix(PRUNED) for path in folder.iterdir() if path.name.endswith(PRUNED)}
+        names = {path.name.removesuffix(PRUNED) for path in folder.iterdir() if path.name.endswith(PRUNED)}
     except OSError as error:
         raise SinkError(f"{folder} cannot be read: {error.strerror}") from error
+    return {name for name in names if is_id(name)}
 
 
 def _missing(there: set[str], coverage: Coverage, witness: Witness | None) -> Iterator[str]:

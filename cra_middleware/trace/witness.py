@@ -65,12 +65,14 @@ def read_witness(path: Path) -> Witness:
         WitnessError: when it cannot be read, or holds no event of a trace.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise WitnessError(f"{path} is larger than {MAX_BYTES} bytes; cut it into parts")
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise WitnessError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise WitnessError(f"{path} cannot be read: {error.strerror or error}") from error
+    if len(data) > MAX_BYTES:
+        raise WitnessError(f"{path} is larger than {MAX_BYTES} bytes; cut it into parts")
     try:
+        text = data.decode()
         seen = [event for document in _documents(text) for event in _events(document)]
     except (ValueError, RecursionError) as error:
         raise WitnessError(f"{path} is not JSON as a collector or the OpenTelemetry SDK writes it: {error}") from error
@@ -101,7 +103,10 @@ def _events(value: object, session: str | None = None) -> Iterator[Seen]:
         session = name if isinstance(name, str) else session
         sequence, event_hash = attributes.get(SEQUENCE), attributes.get(HASH)
         if isinstance(event_hash, str) and sequence is not None:
-            yield Seen(session, int(str(sequence)), event_hash)
+            place = int(str(sequence))
+            if place < 0:
+                raise ValueError(f"{place} is no place in a trace")
+            yield Seen(session, place, event_hash)
         for key, item in value.items():
             if key != "attributes":
                 yield from _events(item, session)

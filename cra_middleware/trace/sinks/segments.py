@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from itertools import islice, pairwise
+from itertools import islice, pairwise, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,7 +80,7 @@ def read_segments(segments: list[Segment]) -> Iterator[bytes]:
     Raises:
         SinkError: when a file cannot be read.
     """
-    for known, following in zip(segments, [*segments[1:], None], strict=False):
+    for known, following in zip_longest(segments, segments[1:]):
         yield from read_lines(known.path, None if following is None else following.first - known.first)
 
 
