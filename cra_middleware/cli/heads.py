@@ -14,7 +14,7 @@ from cra_middleware.cli.output import Format, FormatOption, emit, say, stop
 from cra_middleware.errors import CRAError
 from cra_middleware.evidence.proving import head_of, prove_event, prove_growth
 from cra_middleware.keys import load_verifier
-from cra_middleware.trace.note import VerifierKey
+from cra_middleware.trace.note import MAX_NOTE_BYTES, VerifierKey
 from cra_middleware.trace.proof import CONSISTENCY, MAX_PROOF_BYTES, verify_consistency_proof, verify_inclusion_proof
 from cra_middleware.trace.sinks.segments import segment_at
 from cra_middleware.trace.strict_json import StrictJSONError, read_object
@@ -32,9 +32,12 @@ def head_command(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="
     Exit code: 0, or 1 when there is no head.
     """
     try:
-        sys.stdout.write(head_of(folder).decode(errors="backslashreplace"))
+        note = head_of(folder).decode()
     except CRAError as error:
         raise stop(error, 1) from None
+    if not note.replace("\n", "").isprintable():  # a terminal would act on it, and no head of ours has such letters
+        raise stop(f"the head in {folder} holds letters that cannot be printed: it was not made by a runtime", 1)
+    sys.stdout.write(note)
 
 
 def prove_command(
@@ -64,7 +67,7 @@ def prove_command(
         raise stop("say what to prove: --sequence N of a session's file, or --since HEAD of a folder", 2)
     try:
         if since is not None:
-            proof = prove_growth(place, since.read_bytes())
+            proof = prove_growth(place, read_held(since))
         elif known is None or not place.is_file():
             raise stop(f"{place} is not the trace file of a session; it is named after the session's id", 2)
         else:
@@ -75,7 +78,7 @@ def prove_command(
     except OSError as error:
         raise stop(f"{since} cannot be read: {error.strerror or error}", 1) from None
     if out is None:
-        sys.stdout.write(proof.decode())
+        sys.stdout.write(_printable(proof.decode()))
         return
     try:
         fd = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
@@ -115,8 +118,25 @@ def verify_proof_command(
         say(json.dumps(found["event"], ensure_ascii=False))
 
 
+def read_held(path: Path) -> bytes:
+    """A head that was held elsewhere; of what is longer, only so much that it is seen to be none.
+
+    Raises:
+        OSError: when it cannot be read.
+    """
+    with path.open("rb") as file:
+        return file.read(MAX_NOTE_BYTES + 1)
+
+
+def _printable(document: str) -> str:
+    """The same JSON, with escapes for what a terminal would act on."""
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in document)
+
+
 def _kind_of(data: bytes) -> object:
     """Which proof it says it is; whoever verifies it looks again, and says what is wrong with it."""
+    if len(data) > MAX_PROOF_BYTES:
+        return None
     try:
         return read_object(data).get("kind")
     except StrictJSONError:

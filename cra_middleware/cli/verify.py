@@ -13,6 +13,7 @@ from typing import Annotated, NamedTuple
 
 import typer
 
+from cra_middleware.cli.heads import read_held
 from cra_middleware.cli.output import Format, FormatOption, complain, emit, say, stop
 from cra_middleware.cli.trace_files import LARGE_BYTES, progress_bar, trace_files, try_verify
 from cra_middleware.cli.verdicts import in_words, report_of, session_json
@@ -106,7 +107,7 @@ def _against(key: str | None, head: Path | None, spans: Path | None, wanted: set
         raise stop("--require witnessed needs --against: the copy to compare with", 2)
     try:
         verifier = None if key is None else load_verifier(key)
-        note = None if head is None else head.read_bytes()
+        note = None if head is None else read_held(head)
         witness = None if spans is None else read_witness(spans)
     except OSError as error:
         raise stop(f"{head} cannot be read: {error.strerror or error}", 1) from None

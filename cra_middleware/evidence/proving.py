@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cra_middleware.errors import TraceError
 from cra_middleware.trace.entry import Entry, event_leaf
 from cra_middleware.trace.ledger.book import Book, read_book, read_head
-from cra_middleware.trace.note import Checkpoint, NoteError
+from cra_middleware.trace.note import Checkpoint, read_note
 from cra_middleware.trace.profiles import MalformedError, read
 from cra_middleware.trace.proof import Place, ProofError, consistency_document, inclusion_document
 from cra_middleware.trace.pruned import read_pruned
@@ -22,6 +21,7 @@ def prove_event(folder: Path, session_id: str, sequence: int) -> bytes:
     """The proof that one event is in the log that the folder's head was signed for.
 
     Raises:
+        NoteError: when the folder's head is none.
         ProofError: when no head covers the event, it is not there, or the folder does not hold what was signed.
         SinkError: when the folder cannot be read.
     """
@@ -43,46 +43,43 @@ def prove_growth(folder: Path, old: bytes) -> bytes:
     """The proof that the log of the folder's head begins with the log of ``old``, an earlier signed head of it.
 
     Raises:
-        NoteError: when ``old`` is no head.
+        NoteError: when ``old`` or the folder's head is none.
         ProofError: when the folder does not hold what either was signed for.
         SinkError: when the folder cannot be read.
     """
     book, note, head = _signed(folder)
-    before = _checkpoint(old)
+    before = read_note(old).head
     if before.size > head.size or book.leaves().root(before.size) != before.root:
         raise ProofError("the folder's log does not begin with the one that this head was signed for")
     return consistency_document(old, note, book.leaves().consistency(before.size, head.size))
 
 
 def head_of(folder: Path) -> bytes:
-    """The signed head that lies in a folder of traces.
+    """The signed head that lies in a folder of traces; who signed it is not checked.
 
     Raises:
+        NoteError: when it is none.
         ProofError: when there is none.
         SinkError: when it cannot be read.
     """
     note = read_head(folder)
     if note is None:
         raise ProofError(f"{folder} has no signed head; give the runtime a signing key (`cra keys generate`)")
+    read_note(note)
     return note
 
 
 def _signed(folder: Path) -> tuple[Book, bytes, Checkpoint]:
     note = head_of(folder)
     book = read_book(folder) or Book(b"")
-    head = _checkpoint(note)
-    if head.size > len(book) or book.leaves().root(head.size) != head.root:
+    head = read_note(note).head
+    try:
+        fits = head.size <= len(book) and book.leaves().root(head.size) == head.root
+    except ValueError:
+        fits = False
+    if not fits:
         raise ProofError(f"the ledger in {folder} is not what its head was signed for: look with `cra trace verify`")
     return book, note, head
-
-
-def _checkpoint(note: bytes) -> Checkpoint:
-    """What a note says; whoever gets the proof checks who signed it."""
-    try:
-        text = note.decode()
-    except UnicodeDecodeError as error:
-        raise NoteError("the head is not UTF-8 text") from error
-    return Checkpoint.parse(text.partition("\n\n")[0] + "\n")
 
 
 def _covering(book: Book, head: Checkpoint, session_id: str, sequence: int) -> tuple[int, Entry]:
@@ -116,12 +113,14 @@ def _events(folder: Path, session_id: str, sequence: int, size: int) -> tuple[Le
         if place >= size:
             break
         try:
-            event = read(line.removesuffix(b"\n"), "cra").event
+            event, computed_hash = read(line.removesuffix(b"\n"), "cra")
         except MalformedError as error:
             raise ProofError(f"event {place} of session {session_id} cannot be read: {error}") from error
+        if event.event_hash != computed_hash:
+            raise ProofError(f"event {place} of session {session_id} was changed after it was written")
         leaves.append(event_leaf(event.event_hash))
         if place == sequence:
             wanted = line.removesuffix(b"\n")
     if len(leaves) < size or not wanted:
-        raise TraceError(f"session {session_id} has {len(leaves)} events where the ledger knows {size}")
+        raise ProofError(f"session {session_id} has {len(leaves)} events where the ledger knows {size}")
     return leaves, wanted

@@ -23,6 +23,11 @@ from cra_middleware.cli import app
 from cra_middleware.testing import FrozenClock
 from tests.cli.browser import NAMES, Browser, find
 from tests.conftest import NOON, manifest, policies
+from tests.evidence.fixtures import made_plain as made_plain
+from tests.evidence.fixtures import made_signed as made_signed
+from tests.evidence.fixtures import plain as plain
+from tests.evidence.fixtures import signed as signed
+from tests.evidence.fixtures import spans as spans
 
 COMMAND = get_command(app)
 SCRIPT = Path(sys.executable).with_name("cra")

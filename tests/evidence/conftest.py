@@ -1,49 +1,8 @@
-"""Scenes are built once and copied: each test may spoil its own."""
-
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
-import pytest
+"""What the tests of evidence use."""
 
 from tests.cli.conftest import cra as cra
-from tests.evidence.scene import Scene, build
-
-
-@pytest.fixture(scope="session")
-def spans() -> list[Any]:
-    """What telemetry saw of the plain scene; empty where there is no SDK."""
-    return []
-
-
-@pytest.fixture(scope="session")
-def _plain(tmp_path_factory: pytest.TempPathFactory, spans: list[Any]) -> Scene:
-    try:
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-        from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-    except ImportError:  # the core is tested without it
-        return build(tmp_path_factory.mktemp("plain"), signed=False)
-    exporter, provider = InMemorySpanExporter(), TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    scene = build(tmp_path_factory.mktemp("plain"), signed=False, tracer_provider=provider)
-    spans += exporter.get_finished_spans()
-    return scene
-
-
-@pytest.fixture(scope="session")
-def _signed(tmp_path_factory: pytest.TempPathFactory) -> Scene:
-    return build(tmp_path_factory.mktemp("signed"), signed=True)
-
-
-@pytest.fixture
-def plain(_plain: Scene, tmp_path: Path) -> Scene:
-    """Two sessions of which nobody signed anything."""
-    return _plain.copy(tmp_path / "plain")
-
-
-@pytest.fixture
-def signed(_signed: Scene, tmp_path: Path) -> Scene:
-    """The same, with a ledger."""
-    return _signed.copy(tmp_path / "signed")
+from tests.evidence.fixtures import made_plain as made_plain
+from tests.evidence.fixtures import made_signed as made_signed
+from tests.evidence.fixtures import plain as plain
+from tests.evidence.fixtures import signed as signed
+from tests.evidence.fixtures import spans as spans

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cra_middleware._ids import is_id, new_id
 from cra_middleware.errors import SinkError
-from cra_middleware.trace.sinks.files import READ, failed
+from cra_middleware.trace.sinks.files import failed, without_links
 
 _SUFFIX = ".writer"
 _claims: weakref.WeakSet[Claims] = weakref.WeakSet()
@@ -50,7 +50,7 @@ class Claims:
         if not is_id(name):
             return False
         try:
-            fd = os.open(self._path(name), READ)
+            fd = without_links(str(self._path(name)), os.O_RDONLY)
         except FileNotFoundError:
             return False
         except OSError:  # nothing says that it is dead

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from cra_middleware.trace.profiles import MAX_LINE_BYTES
 from cra_middleware.trace.query import place_of
-from cra_middleware.trace.sinks.files import READ, failed
+from cra_middleware.trace.sinks.files import failed, without_links
 from cra_middleware.trace.sinks.http_client import Batch
 from cra_middleware.trace.sinks.segments import DURABLE, read_segments, segments_of, sizes_before_last
 
@@ -143,7 +143,7 @@ class Outbox:
 
     def _read_note(self) -> Reach:
         try:
-            with open(os.open(self._note_path, READ), "rb") as file:
+            with open(self._note_path, "rb", opener=without_links) as file:
                 match = _NOTE.fullmatch(file.read(64))
         except OSError:
             return Reach(0, 0)
@@ -162,7 +162,7 @@ class Outbox:
                 if size is not None and offset >= size:
                     offset -= size
                     continue
-                fd = os.open(known.path, READ)
+                fd = without_links(str(known.path), os.O_RDONLY)
                 try:
                     return os.pread(fd, most if size is None else min(most, size - offset), offset)
                 finally:
