@@ -80,11 +80,13 @@ def start(
     cra check atlases/support refund.create     decide one call, and say why
     cra approvals list                          see what waits for a person
     cra trace verify traces/                    recompute the hash chains
-    cra trace report traces/                    count what was decided
+    cra trace report traces/ --html page.html   one page for an auditor
+    cra keys generate --out bot.key             make the key that signs heads over traces
+    cra trace head traces/ > kept.head          the signed head, to be kept elsewhere
     cra trace replay traces/ --atlas NEW        decide it all again, by other rules
     cra doctor atlases/support                  see what is not governed
 
-    Every command takes --format json.
+    Whatever tells something takes --format json.
     """
     if context.invoked_subcommand is None:
         print(context.get_help())
