@@ -366,3 +366,21 @@ def test_other_traces_beside(signed: Scene) -> None:
     other = write_trace(signed.folder)
     report = report_on(signed.folder, other.name.removesuffix(".trace.jsonl"), signed_by(signed))
     assert (report.intact, report.signed, report.signed_events) == (True, False, 0)
+
+
+def test_a_key_that_was_changed(tmp_path: Path) -> None:
+    """After a rotation the old key's last head, held elsewhere, still proves what it covered; the new key the rest."""
+    old, new = Signer("example.com/old", bytes(32)), Signer("example.com/new", bytes(range(32)))
+    heads = []
+    for signer in (old, new):
+        with Runtime(Atlas.from_dict(manifest()), trace=JsonlSink(tmp_path, signer=signer)) as runtime:
+            with runtime.session("bot") as session:
+                session.call("ticket.get", lambda: None)
+        heads.append((tmp_path / "ledger" / "head").read_bytes())
+    before = verify_folder(tmp_path, Against(old.verifier, heads[0]))
+    assert before.intact
+    assert [report.signed for report in before.sessions] == [True, False]
+    after = verify_folder(tmp_path, Against(new.verifier))
+    assert after.intact
+    assert [report.signed for report in after.sessions] == [True, True]
+    assert not verify_folder(tmp_path, Against(old.verifier)).intact  # nothing that is there is signed by it
