@@ -88,7 +88,7 @@ def render(
     sessions = [session for report in reports for session in _sessions(report)]
     script, style = _script(), _part("page.css")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(plain=plain, raw=_raw_markup)
+    environment.filters.update(plain=plain, raw=_raw_markup, note=_note_markup)
     stream = environment.from_string(_part("page.html.jinja")).stream(
         sessions=sessions,
         states=Counter(session.state for session in sessions),
@@ -159,6 +159,11 @@ def _raw_markup(text: str) -> Markup:
         Markup("{}<i data-as='{}'>{}</i>").format(before, escape(odd), odd) if odd else Markup.escape(before)
         for before, odd in pieces_of(text)
     )
+
+
+def _note_markup(text: str) -> Markup:
+    """A text of several lines, each as it is."""
+    return Markup("\n").join(map(_raw_markup, text.removesuffix("\n").split("\n")))
 
 
 def _script() -> str:
