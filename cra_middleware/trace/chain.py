@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal, NamedTuple
 
 from cra_middleware.trace.event import GENESIS, Event
@@ -30,8 +31,10 @@ BEFORE: dict[str, str | None] = {
 }
 """The event of a call that comes before each of them."""
 _LAST = ("action.denied", "action.executed", "action.failed")
-REMEMBERED = 100_000
-"""Ids that a repetition is found among, however far back it is in an honest writer's order."""
+REMEMBERED = 20_000
+"""Ids that a repetition is found among, where it is not told by their order alone."""
+MAX_OPEN = 100_000
+"""Calls without an outcome whose beginning is remembered; a question that nobody answered leaves one for ever."""
 RECOVERED = "torn_tail_recovered"
 """The ``error_code`` of the event that goes on after a torn tail was moved aside."""
 
@@ -116,6 +119,7 @@ class Verifier:
         self._ids = _Recent()
         self._open: dict[str, str] = {}  # execution_id -> the last event of that call
         self._over = _Recent()
+        self._has_forgotten = False
         self.begun_before: dict[str, str] = {}
         """Calls whose beginning is not in this chain, with the first event of them that is."""
         self.smallest_id, self.largest_id = "", ""
@@ -233,7 +237,7 @@ class Verifier:
         before = self._open.get(call)
         is_new = before is None and call not in self._over
         if before != BEFORE[kind]:
-            if not is_new or self._start.sequence == 0:
+            if not is_new or (self._start.sequence == 0 and not self._has_forgotten):
                 return self.fail("malformed_event", f"{kind} is out of order for execution {call}")
             self.begun_before[call] = kind  # it was begun before the place where this chain is taken up
         elif before is None and not is_new:
@@ -246,8 +250,9 @@ class Verifier:
             self._over.add(call)
         else:
             self._open[call] = kind
-            if len(self._open) > REMEMBERED:
-                return self.fail("malformed_event", f"more than {REMEMBERED} calls have no outcome")
+            if len(self._open) > MAX_OPEN:
+                self._open = dict(islice(self._open.items(), MAX_OPEN // 2, None))
+                self._has_forgotten = True
         return None
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from cra_middleware.trace.chain import BEFORE, REMEMBERED, Problem, Recovery, Start, Verdict, Verifier
+from cra_middleware.trace.chain import BEFORE, MAX_OPEN, Problem, Recovery, Start, Verdict, Verifier
 from cra_middleware.trace.entry import event_leaf
 from cra_middleware.trace.event import GENESIS
 from cra_middleware.trace.profiles import MAX_LINE_BYTES, MalformedError, choose, read
@@ -90,7 +90,7 @@ class Joined:
         self._session_id = self._session_id or part.session_id
         if part.session_id != self._session_id or part.begin != self._end or self._is_sealed:
             return False
-        if len(self._open) + part.end.sequence - part.begin.sequence > REMEMBERED:
+        if len(self._open) + part.end.sequence - part.begin.sequence > MAX_OPEN:
             return False  # perhaps too many calls without an outcome
         if part.ids[0] <= self._largest_id or (part.calls[0] and part.calls[0] <= self._largest_call):
             return False  # perhaps one that occurred before

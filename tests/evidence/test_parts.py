@@ -258,8 +258,8 @@ def part(first: int, behind: int, /, **fields: Any) -> Part:
         ({"begun_before": {"c": "action.executed"}}, False),
         ({"begun_before": {"d": "action.approved"}}, False),
         ({"begun_before": {"c": "action.denied"}}, True),
-        ({"end": parts.Start(10 + parts.REMEMBERED - 1, "x")}, True),
-        ({"end": parts.Start(10 + parts.REMEMBERED, "x")}, False),
+        ({"end": parts.Start(10 + parts.MAX_OPEN - 1, "x")}, True),
+        ({"end": parts.Start(10 + parts.MAX_OPEN, "x")}, False),
     ],
 )
 def test_how_parts_join(second: dict[str, Any], goes_on: bool) -> None:

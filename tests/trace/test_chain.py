@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cra_middleware import Atlas, Runtime, verify
+from cra_middleware import Atlas, Runtime, Session, ToolCall, verify
 from cra_middleware.errors import InvalidParameters, SinkError
+from cra_middleware.interceptor import run_generator
+from cra_middleware.testing import FrozenClock
+from cra_middleware.trace import chain
 from cra_middleware.trace.chain import Verdict, verify_lines
 from cra_middleware.trace.profiles import MalformedError, choose, read
-from tests.conftest import manifest
+from tests.conftest import NOON, manifest
 from tests.trace.forge import Event, compact, hash_of, line_of, lines_of, parse, reseal, rewrite, write_trace
 
 KINDS = {"invalid_genesis", "chain_broken", "sequence_gap", "hash_mismatch", "malformed_event", "truncated", "forked"}
@@ -536,3 +539,28 @@ def test_shifted_fields(trace: list[bytes], shift: Callable[[Event], object]) ->
     """A character moved from one field of our own to the next is refused by the grammar, whatever the hash says."""
     lines = rewrite(trace, lambda events: shift(events[EXECUTED]), renumber=False)
     assert fault(lines) == ("malformed_event", EXECUTED)
+
+
+def test_open_calls_beyond_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Calls that nobody answers never break a chain, however many; what was forgotten may still have its outcome."""
+    monkeypatch.setattr(chain, "MAX_OPEN", 6)
+    clock = FrozenClock(NOON)
+    with Runtime(Atlas.from_dict(manifest()), trace=tmp_path, clock=clock) as runtime, runtime.session() as session:
+        streams = [stream_in(session, number) for number in range(20)]
+        for stream in streams:
+            next(stream)
+        for stream in streams:
+            stream.close()
+    (verdict,) = verify(tmp_path / f"{session.id}.trace.jsonl").sessions
+    assert str(verdict) == "INTACT, SEALED"
+
+
+def stream_in(session: Session, number: int) -> Generator[object, object, object]:
+    """A governed stream that is open until it is closed."""
+
+    def numbers() -> Generator[object, object, object]:
+        yield number
+        return None
+
+    call = ToolCall.freeze("ticket.get", "numbers", {})
+    return run_generator(session.flow(call, stream=True), numbers)
