@@ -76,7 +76,11 @@ class Owners:
     def close(self) -> None:
         if self._last is not None:
             self._last.close()
-            self._last = None
+            self.forget()
+
+    def forget(self) -> None:
+        """The last one was closed already."""
+        self._last = None
 
 
 @pytest.fixture

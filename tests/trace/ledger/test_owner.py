@@ -312,6 +312,37 @@ def test_a_full_disk(folder: Path, trace: Path, two_heads: Owners, monkeypatch: 
     assert (head_in(folder).size, waiting(folder)) == (3, [])
 
 
+def test_what_a_failed_try_left_is_taken_away(
+    folder: Path, trace: Path, two_heads: Owners, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where less is noted the second time: no entry stays that nobody asks for any more."""
+    other, owner = write_trace(folder), two_heads.new()
+    ask(trace, 7, name="a")
+    ask(other, 4, name="b")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "sync_data", full)
+        with pytest.raises(SinkError):
+            owner.work()
+    assert len(noted(folder)) == 4
+    (folder / "ledger" / "inbox" / "b").unlink()
+    owner.work()
+    assert [entry.size for entry in noted(folder)] == [3, 5, 7]
+
+
+@pytest.mark.parametrize("is_forked", [False, True])
+def test_whose_the_lock_is(folder: Path, owners: Owners, is_forked: bool) -> None:
+    """An owner lets go of it although a forked child has a copy; the child lets go of nothing but its copy."""
+    owner = owners.new()
+    copy = os.dup(owner._lock)
+    owner.close(is_forked=is_forked)
+    owners.forget()
+    lock = take_lock(folder / "ledger")
+    assert (lock is None) == is_forked
+    for fd in (copy, lock):
+        if fd is not None:
+            os.close(fd)
+
+
 def test_one_owner_at_a_time(folder: Path) -> None:
     """The lock is one for all processes, and free again when its owner is gone."""
     lock = take_lock(folder / "ledger")
