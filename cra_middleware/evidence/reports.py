@@ -33,8 +33,8 @@ class SessionReport:
 
     @property
     def sealed(self) -> bool:
-        """Whether it was ended, and its end is there."""
-        return self.intact and (self.verdict is None or self.verdict.sealed)
+        """Whether it was ended, and its end is there; of one that was pruned, only a signed head can tell."""
+        return self.intact and (self.signed if self.verdict is None else self.verdict.sealed)
 
     @property
     def signed(self) -> bool:
@@ -58,7 +58,7 @@ class SessionReport:
         for word, events in (("SIGNED", self.signed_events), ("WITNESSED", self.witnessed_events)):
             if events:
                 rest = self.total_events - events
-                behind = f", and {rest} events behind it are not" if rest > 0 else ""
+                behind = f", and not the {rest} behind it" if rest > 0 else ""
                 parts.append(f"{word} up to event {events - 1}{behind}")
         return ", ".join(parts)
 

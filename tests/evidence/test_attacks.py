@@ -255,13 +255,13 @@ ROWS: tuple[Row, ...] = (
         *(OK, "required: SEALED", *["CHANGED: the ledger knows 15 events, and 1 are there: its end was removed"] * 3),
         "CHANGED: the copy saw another event 0; the copy knows 15 events, and 1 are there: its end was removed",
     ),
-    Row(prune_unasked, OK, OK, OK, OK, OK, OK),
+    Row(prune_unasked, OK, "required: SEALED", OK, OK, OK, OK),
     Row(remove_the_ledger, OK, OK, OK, UNSIGNED, GONE, OK),
     Row(remove_the_head, OK, OK, OK, UNSIGNED, OK, OK),
     Row(drop_an_entry, OK, OK, OK, FEWER, FEWER, OK),
     Row(tear_an_entry, OK, OK, OK, FEWER, FEWER, OK),
     Row(edit_an_entry, OK, OK, TOLD.replace("15", "23"), OTHER_ENTRIES, OTHER_ENTRIES, OK),
-    Row(older_head, OK, OK, OK, "SIGNED up to event 13, and 9 events behind it are not (23 events, ", OK, OK),
+    Row(older_head, OK, OK, OK, "SIGNED up to event 13, and not the 9 behind it (23 events, ", OK, OK),
     Row(head_of_another_folder, OK, OK, OK, OTHER_ENTRIES, OTHER_ENTRIES.replace("{head}", BESIDE), OK),
 )
 

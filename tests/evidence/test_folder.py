@@ -283,7 +283,7 @@ def test_a_copy_with_gaps(plain: Scene) -> None:
     witness = Witness(iter([Seen(plain.a, 2, hashes[2]), Seen(plain.a, 9, hashes[9])]))
     report = report_on(plain.folder, plain.a, Against(witness=witness))
     assert (report.witnessed_events, report.witnessed) == (10, False)
-    assert str(report) == "INTACT, SEALED, WITNESSED up to event 9, and 5 events behind it are not"
+    assert str(report) == "INTACT, SEALED, WITNESSED up to event 9, and not the 5 behind it"
 
 
 def test_a_copy_that_names_no_session(plain: Scene) -> None:
