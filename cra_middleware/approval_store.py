@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 
+from cra_middleware._fork import tell_child
 from cra_middleware.approvals import Answer, Approval, Pending, State, answered
 
 MAX_CLOSED = 10_000
@@ -19,6 +20,11 @@ class MemoryApprovals:
         self._lock = threading.RLock()
         self._all: dict[str, Approval] = {}
         self._live: dict[str, Approval] = {}  # those that a call may still meet, so that the others cost nothing
+        tell_child(self)
+
+    def forked(self) -> None:
+        """In a forked child: another thread of the parent's may have held the lock."""
+        self._lock = threading.RLock()
 
     def find(self, session_id: str, action_id: str, arguments_digest: str) -> Approval | None:
         with self._lock:

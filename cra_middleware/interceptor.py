@@ -303,12 +303,15 @@ def _supply(need: AskApproval | Wait) -> Reply:
 async def _asupply(need: AskApproval | Wait) -> Reply:
     if not isinstance(need, Wait):
         return await _aask(need)
-    work = asyncio.ensure_future(asyncio.to_thread(_waited, need))
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError as error:
-        await work  # what the thread does must be over before anybody says how the call ended
-        return Raised(error)
+    # A bare future: the end of asyncio.run cancels every task, and this must be over before the call's end is told.
+    work = asyncio.get_running_loop().run_in_executor(None, copy_context().run, _waited, need)
+    cancelled: asyncio.CancelledError | None = None
+    while not work.done():
+        try:
+            await asyncio.shield(work)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    return work.result() if cancelled is None else Raised(cancelled)
 
 
 def _waited(need: Wait) -> Returned | Raised:

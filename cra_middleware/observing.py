@@ -6,6 +6,7 @@ import sys
 import threading
 from contextlib import suppress
 
+from cra_middleware._fork import tell_child
 from cra_middleware.carp.call import Shadow, ToolCall
 
 
@@ -14,6 +15,11 @@ class Loudspeaker:
 
     def __init__(self) -> None:
         self._said: set[tuple[str, str]] = set()
+        self._lock = threading.Lock()
+        tell_child(self)
+
+    def forked(self) -> None:
+        """In a forked child: another thread of the parent's may have held the lock."""
         self._lock = threading.Lock()
 
     def __call__(self, call: ToolCall, shadow: Shadow) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+from cra_middleware._fork import tell_child
 from cra_middleware.session import Session
 
 MAX_OPEN_KEPT = 256
@@ -17,6 +18,11 @@ class OpenSessions:
         self._lock = threading.Lock()
         self._open: dict[str, Session] = {}
         self._kept: dict[str, Session] = {}
+        tell_child(self)
+
+    def forked(self) -> None:
+        """In a forked child: another thread of the parent's may have held the lock."""
+        self._lock = threading.Lock()
 
     def get(self, session_id: str) -> Session | None:
         """The session with this id, while it is known."""

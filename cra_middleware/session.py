@@ -11,6 +11,7 @@ from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Literal, ParamSpec, TypeVar
 
+from cra_middleware._fork import tell_child
 from cra_middleware.approvals import Approver
 from cra_middleware.call_flow import CallPath
 from cra_middleware.carp.call import ToolCall
@@ -61,6 +62,11 @@ class Session:
         self._began_ns = setting.clock.monotonic_ns()
         self._tokens: list[Token[object]] = []
         self._children: list[Session] = []
+        tell_child(self)
+
+    def forked(self) -> None:
+        """In a forked child, where nobody lets go of the lock that another thread held."""
+        self._lock = threading.RLock()
 
     @property
     def id(self) -> str:
@@ -113,6 +119,7 @@ class Session:
         Raises:
             SinkError: when the storage says that it is not.
         """
+        self._writer.flush()  # a log whose disk failed takes nothing before it has a new file
         self._calls.settle()
         self._writer.flush()
 
@@ -287,14 +294,14 @@ class Session:
         with self._lock:
             if self._state == "closed":
                 return
-            duration_ms = max(0, (self._setting.clock.monotonic_ns() - self._began_ns) // 1_000_000)
             payload: dict[str, object] = {
                 "reason": reason,
-                "duration_ms": duration_ms,
+                "duration_ms": max(0, (self._setting.clock.monotonic_ns() - self._began_ns) // 1_000_000),
                 "action_count": self._calls.actions_run(),
                 "error": error,
             }
             try:
+                self._recorder.keep_now()  # what is owed, tried again where it may go through
                 self._calls.settle()
                 payload["event_count"] = self._writer.end.sequence + 1
                 self._record("session.ended", payload)

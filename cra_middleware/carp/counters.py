@@ -6,6 +6,7 @@ import itertools
 import threading
 from collections.abc import Sequence
 
+from cra_middleware._fork import tell_child
 from cra_middleware.carp.quota import Exhausted, Limit, Reservation
 from cra_middleware.carp.windows import Count, exhausted
 
@@ -18,6 +19,11 @@ class MemoryCounters:
         self._lock = threading.RLock()  # a finaliser may call in the middle of a call
         self._names = itertools.count()
         self._sweep_at = 1024
+        tell_child(self)
+
+    def forked(self) -> None:
+        """In a forked child: another thread of the parent's may have held the lock."""
+        self._lock = threading.RLock()
 
     def peek(self, limits: Sequence[Limit], now_us: int) -> Exhausted | None:
         with self._lock:

@@ -49,7 +49,7 @@ def prove_growth(folder: Path, old: bytes) -> bytes:
     """
     book, note, head = _signed(folder)
     before = read_note(old).head
-    if before.size > head.size or book.leaves().root(before.size) != before.root:
+    if before.size > head.size or book.leaves(before.size).root() != before.root:
         raise ProofError("the folder's log does not begin with the one that this head was signed for")
     return consistency_document(old, note, book.leaves().consistency(before.size, head.size))
 
@@ -74,7 +74,7 @@ def _signed(folder: Path) -> tuple[Book, bytes, Checkpoint]:
     book = read_book(folder) or Book(b"")
     head = read_note(note).head
     try:
-        fits = head.size <= len(book) and book.leaves().root(head.size) == head.root
+        fits = head.size <= len(book) and book.leaves(head.size).root() == head.root
     except ValueError:
         fits = False
     if not fits:

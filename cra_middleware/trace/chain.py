@@ -282,6 +282,8 @@ def verify_lines(
             current = _chain_of(line, profile, chains, current, file_session, start)
         if not fits:
             current.fail("malformed_event", f"a line is longer than {MAX_LINE_BYTES} bytes")
+        elif not chunk:
+            current.fail("truncated", "events are missing here: a file of this session was cut, or is gone")
         elif not whole:
             current.fail("truncated", f"the last line is torn ({len(line)} bytes): the writer died, or the end was cut")
         else:

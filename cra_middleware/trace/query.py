@@ -39,3 +39,9 @@ def _fits(place: Place | None, query: Query) -> bool:
     if place is None or place.sequence < query.since_sequence:
         return False
     return query.event_type is None or place.event_type == query.event_type
+
+
+def is_end(data: bytes) -> bool:
+    """Whether the last of some whole lines ends a session."""
+    place = place_of(data[data.rfind(b"\n", 0, -1) + 1 :])
+    return place is not None and place.event_type == "session.ended"

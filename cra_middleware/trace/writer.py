@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from cra_middleware._clock import Clock, timestamp_text, writable_us
+from cra_middleware._fork import tell_child
 from cra_middleware._ids import new_id
 from cra_middleware.errors import SinkError
 from cra_middleware.trace.event import GENESIS, EventType, Sealed, seal
@@ -65,6 +66,13 @@ class ChainWriter:
         self._owed: deque[Entry] = deque()
         self._paid: Sequence[Entry] = ()  # owed entries that are kept already, to be dropped from the queue
         self._missed = 0
+        tell_child(self)
+
+    def forked(self) -> None:
+        """In a forked child: what is owed is the parent's to write, and another thread may have held the lock."""
+        self._lock = threading.Lock()
+        self._holder = 0
+        self._owed = deque()
 
     @property
     def end(self) -> Position:

@@ -139,7 +139,7 @@ def test_a_session_in_many_files(segmented: tuple[Path, str]) -> None:
     ("gone", "sentence"),
     [
         (0, "BROKEN at event 0: invalid_genesis"),
-        (1, "chain_broken: event"),
+        (1, "truncated: events are missing here"),
         (-1, "INTACT, NOT SEALED"),
     ],
 )

@@ -127,7 +127,7 @@ def test_the_offset_is_the_truth(name: str) -> None:
                 assert log.durable_events <= len(model)
                 assert list(log.lines()) == model
             log.close()
-            if made.arrived is None:
+            if made.arrived is None and any(lines for _, lines in steps):  # one that nothing came to may be gone
                 assert list(sink.lines(session_id)) == model
 
         holds()

@@ -26,7 +26,6 @@ class Book:
     def __init__(self, data: bytes) -> None:
         """``data`` is the file's content; an entry that was cut short at its end does not count."""
         self._data = data
-        self.torn_bytes = len(data) % ENTRY_BYTES
 
     def __len__(self) -> int:
         return len(self._data) // ENTRY_BYTES
@@ -48,15 +47,15 @@ class Book:
         """
         return Entry.unpack(self._data[place * ENTRY_BYTES : (place + 1) * ENTRY_BYTES])
 
-    def leaves(self) -> Leaves:
-        """The leaves of its tree.
+    def leaves(self, size: int | None = None) -> Leaves:
+        """The leaves of its tree, or of the first ``size`` entries only.
 
         Raises:
             ValueError: as ``entry``.
         """
         leaves = Leaves()
-        for entry in self:
-            leaves.append(entry.leaf())
+        for place in range(len(self) if size is None else size):
+            leaves.append(self.entry(place).leaf())
         return leaves
 
     def last_about(self, session_id: str) -> Entry | None:

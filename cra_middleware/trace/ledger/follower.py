@@ -11,18 +11,18 @@ import logging
 import os
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+from cra_middleware._fork import tell_child
 from cra_middleware._ids import new_id
 from cra_middleware.errors import ChainBroken, SinkError, TraceError
 from cra_middleware.trace.ledger.book import FOLDER
 from cra_middleware.trace.ledger.owner import Owner, take_lock
 from cra_middleware.trace.ledger.session_tree import SessionTree
 from cra_middleware.trace.note import Signer
-from cra_middleware.trace.sinks.files import failed, replace_file
+from cra_middleware.trace.sinks.files import failed, make_folder, replace_file
 
 HEAD_SECONDS = 1.0
 HEAD_EVENTS = 1000
@@ -34,7 +34,6 @@ MAX_TREES = 4096
 """Sessions whose trees are remembered; that of another is read from its files again."""
 
 _logger = logging.getLogger("cra_middleware.trace")
-_followers: weakref.WeakSet[LedgerFollower] = weakref.WeakSet()
 
 
 class LedgerFollower:
@@ -55,14 +54,14 @@ class LedgerFollower:
         self._signer = signer
         self._on_head = on_head
         try:
-            (traces / FOLDER / "inbox").mkdir(parents=True, exist_ok=True)
+            make_folder(traces / FOLDER / "inbox")
         except OSError as error:
             raise failed(f"the ledger in {traces / FOLDER} cannot be made", error) from error
         self._owner: Owner | None = None
         self._begin()
         self._try_to_own()
         self._start()
-        _followers.add(self)
+        tell_child(self)
 
     def check(self) -> None:
         """Whether sessions may be begun.
@@ -217,11 +216,3 @@ class LedgerFollower:
             tell(head)
         except Exception as error:  # noqa: BLE001  foreign code: the head is kept all the same
             _logger.error("a head was not published: %s", type(error).__name__)
-
-
-def _after_fork() -> None:
-    for follower in list(_followers):
-        follower.forked()
-
-
-os.register_at_fork(after_in_child=_after_fork)

@@ -11,6 +11,7 @@ import fcntl
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from cra_middleware.errors import ChainBroken, SinkError
@@ -18,7 +19,7 @@ from cra_middleware.trace.entry import ENTRY_BYTES, Entry
 from cra_middleware.trace.ledger.book import FOLDER, Book, read_book, read_head, read_inbox_file
 from cra_middleware.trace.ledger.session_tree import SessionTree
 from cra_middleware.trace.note import Checkpoint, NoteError, Signer, open_note, read_note
-from cra_middleware.trace.sinks.files import failed, replace_file, sync_data
+from cra_middleware.trace.sinks.files import failed, let_go, move_tail, quarantine, replace_file, sync_data, sync_folder
 from cra_middleware.trace.tree import Frontier
 
 TreeOf = Callable[[str], SessionTree]
@@ -46,15 +47,18 @@ class Owner:
         self._unread: set[str] = set()  # in the inbox, and said so
         book = read_book(traces) or Book(b"")
         try:
-            for entry in book:
-                self._tree.append(entry.leaf())
-                self._last[entry.session_id] = entry
             self._head = self._check_head(read_head(traces), book)
+            for place in range(self._head):
+                self._add(book.entry(place))
         except (ValueError, NoteError) as error:
             raise self._broken(str(error)) from error
-        if book.torn_bytes:
-            _logger.warning("an entry of the ledger in %s was cut short; it did not count yet", self._folder)
+        self._add_unsigned(book)
         self._entries = _open(self._folder / "entries", os.O_RDWR | os.O_CREAT)
+        try:
+            self._tidy()
+        except BaseException:  # whatever it was, the ledger must not stay open
+            os.close(self._entries)
+            raise
 
     def work(self) -> bytes | None:
         """Note what lies in the inbox, and sign; the new head, or None when there was nothing to note.
@@ -82,9 +86,10 @@ class Owner:
     def close(self, *, is_forked: bool = False) -> None:
         """Let go of the ledger. A forked child only closes its copies: the lock stays its parent's."""
         if not is_forked:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
-        os.close(self._lock)
-        os.close(self._entries)
+            with suppress(OSError):  # closing unlocks as well, where no child holds a copy
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
+        let_go(self._lock)
+        let_go(self._entries)
 
     def _note(self, entries: list[Entry]) -> bytes | None:
         if not entries and self._tree.size == self._head:
@@ -96,13 +101,39 @@ class Owner:
             raise OSError("the disk is full")
         sync_data(self._entries)
         for entry in entries:
-            self._tree.append(entry.leaf())
-            self._last[entry.session_id] = entry
+            self._add(entry)
         checkpoint = Checkpoint(self._signer.name, self._tree.size, self._tree.root())
         head = self._signer.sign(checkpoint.text())
         replace_file(self._folder / "head", head)
         self._head = checkpoint.size
         return head
+
+    def _add(self, entry: Entry) -> None:
+        self._tree.append(entry.leaf())
+        self._last[entry.session_id] = entry
+
+    def _add_unsigned(self, book: Book) -> None:
+        """Take over what was noted and not signed. A crash may have spoiled it: what is wrong is noted again."""
+        for place in range(self._head, len(book)):
+            try:
+                entry = book.entry(place)
+            except ValueError:
+                return
+            if not self._is_next(entry):
+                return
+            self._add(entry)
+
+    def _tidy(self) -> None:
+        """Move what does not count out of the entries; their name is on the disk before a head is about them."""
+        path, end = self._folder / "entries", self._tree.size * ENTRY_BYTES
+        try:
+            surplus = os.fstat(self._entries).st_size - end
+            if surplus > 0:
+                move_tail(self._entries, end, quarantine(path, end))
+                _logger.warning("%d bytes at the end of %s did not count yet; they were set aside", surplus, path)
+            sync_folder(self._folder)
+        except OSError as error:
+            raise failed(f"{path} cannot be taken over", error) from error
 
     def _is_next(self, entry: Entry) -> bool:
         """Whether an entry says more than the last one about its session, and says what the files say."""
@@ -149,7 +180,7 @@ class Owner:
             open_note(note, self._signer.verifier)
         else:
             _logger.warning("the last head of %s was signed by another key, of %r", self._folder, head.origin)
-        if head.size > len(book) or book.leaves().root(head.size) != head.root:
+        if head.size > len(book) or book.leaves(head.size).root() != head.root:
             raise ValueError(f"its last head is about {head.size} entries that are not there")
         return head.size
 

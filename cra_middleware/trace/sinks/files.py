@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterable
 from contextlib import suppress
 from hashlib import sha256
@@ -21,13 +22,27 @@ def without_links(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, so that their names survive the death of the machine.
+
+    Raises:
+        OSError: when it cannot be made.
+    """
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    with suppress(PermissionError):  # one that may not be read cannot be synced; it may still be passed through
+        sync_folder(folder.parent)
+
+
 def open_locked(path: Path, *, is_new: bool) -> int:
     """A descriptor of a trace file that no other writer has.
 
     Raises:
-        SinkError: when it is there already (or is not), cannot be opened, or is locked.
+        SinkError: when it is there already (or is not), cannot be opened, is no plain file, or is locked.
     """
-    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT | os.O_EXCL if is_new else 0)
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | (os.O_CREAT | os.O_EXCL if is_new else 0)
     try:
         fd = os.open(path, flags, 0o600)
     except FileExistsError as error:
@@ -37,14 +52,30 @@ def open_locked(path: Path, *, is_new: bool) -> int:
     except OSError as error:
         raise failed(f"{path} cannot be opened", error) from error
     try:
+        _lock(path, fd)
+    except BaseException:  # whatever it was, nothing may stay open, nor be left that nobody writes
+        if is_new:
+            remove_new(path)
+        os.close(fd)
+        raise
+    return fd
+
+
+def _lock(path: Path, fd: int) -> None:
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        raise SinkError(f"{path} is not a plain file; move it away")
+    try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        os.close(fd)
         raise SinkError(f"{path} has another writer: one process writes a session at a time") from error
     except OSError as error:
-        os.close(fd)
         raise failed(f"{path} cannot be locked", error) from error
-    return fd
+
+
+def remove_new(path: Path) -> None:
+    """Remove an empty file of ours that could not be put to use; where that fails, it stays, and says nothing."""
+    with suppress(OSError):
+        os.unlink(path)
 
 
 def open_note(path: Path) -> int:
@@ -60,10 +91,10 @@ def open_note(path: Path) -> int:
 
 
 def write_locked(path: Path, data: bytes) -> int:
-    """A locked file that durably holds ``data``; what had its name before is moved to a quarantine.
+    """A locked file that durably holds ``data``, in the place of what had its name before: the one or the other.
 
     Raises:
-        OSError: when there can be none; what has its name is left alone.
+        OSError: when there can be none.
         SinkError: when it cannot be made.
     """
     beside = path.with_name(f"{path.name}.new")
@@ -74,8 +105,6 @@ def write_locked(path: Path, data: bytes) -> int:
         if os.pwrite(fd, data, 0) != len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync_data(fd)
-        with suppress(FileNotFoundError):
-            os.rename(path, quarantine(path, 0))
         os.rename(beside, path)
         sync_folder(path.parent)
     except BaseException:
@@ -103,8 +132,8 @@ def replace_file(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
-def move_tail(path: Path, fd: int, offset: int) -> None:
-    """Move what lies behind ``offset`` of an open file to its quarantine, behind what an earlier attempt moved there.
+def move_tail(fd: int, offset: int, aside: Path) -> None:
+    """Move what lies behind ``offset`` of an open file to ``aside``, behind what an earlier attempt moved there.
 
     Raises:
         OSError: when it could not be moved; the file is then unchanged.
@@ -112,13 +141,13 @@ def move_tail(path: Path, fd: int, offset: int) -> None:
     if os.fstat(fd).st_size <= offset:
         return
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-    with open(os.open(quarantine(path, offset), flags, 0o600), "ab", buffering=0) as target:
+    with open(os.open(aside, flags, 0o600), "ab", buffering=0) as target:
         before, place = target.tell(), offset
         try:
             while piece := os.pread(fd, 1 << 20, place):
                 place += target.write(piece)
             os.fsync(target.fileno())
-            sync_folder(path.parent)  # the copy is safe before the original is cut
+            sync_folder(aside.parent)  # the copy is safe before the original is cut
             os.ftruncate(fd, offset)
         except OSError:  # nothing was moved; a second attempt starts afresh
             target.truncate(before)
@@ -149,6 +178,26 @@ def sum_of(files: Iterable[Path]) -> Torn:
 def sync_data(fd: int) -> None:
     """Wait until a file's data is on the disk."""
     getattr(os, "fdatasync", os.fsync)(fd)  # macOS has no fdatasync
+
+
+def sync_files(paths: Iterable[Path]) -> None:
+    """Wait until the data of some files is on the disk.
+
+    Raises:
+        OSError: when it is not.
+    """
+    for path in paths:
+        fd = without_links(str(path), os.O_RDONLY)
+        try:
+            sync_data(fd)
+        finally:
+            os.close(fd)
+
+
+def let_go(fd: int) -> None:
+    """Close a descriptor of what is synced already, or stands elsewhere: an error could be about nothing."""
+    with suppress(OSError):
+        os.close(fd)
 
 
 def sync_folder(folder: Path) -> None:

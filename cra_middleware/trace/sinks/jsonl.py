@@ -20,9 +20,10 @@ from cra_middleware.trace.ledger.session_tree import SessionTree
 from cra_middleware.trace.note import Signer
 from cra_middleware.trace.query import select
 from cra_middleware.trace.sink import Health, Query, SessionLog
-from cra_middleware.trace.sinks.files import failed
-from cra_middleware.trace.sinks.jsonl_log import JsonlLog, Rotation
+from cra_middleware.trace.sinks.files import failed, make_folder
+from cra_middleware.trace.sinks.jsonl_log import JsonlLog
 from cra_middleware.trace.sinks.segments import (
+    Rotation,
     Segment,
     durable_events,
     read_segments,
@@ -69,7 +70,7 @@ class JsonlSink:
         self._syncer = Syncer(sync_interval_seconds)
         self._rotation = Rotation(segment_bytes, segment_seconds)
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self._folder)
         except OSError as error:
             raise failed(f"the trace folder {self._folder} cannot be made", error) from error
         self._follower = None if signer is None else LedgerFollower(self._folder, signer, on_head)

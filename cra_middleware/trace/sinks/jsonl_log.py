@@ -15,29 +15,36 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
+from cra_middleware._fork import tell_child
 from cra_middleware.errors import SinkError
-from cra_middleware.trace.query import place_of
+from cra_middleware.trace.query import is_end
 from cra_middleware.trace.sink import Torn
 from cra_middleware.trace.sinks.files import (
-    QUARANTINE,
     failed,
+    let_go,
     move_tail,
     open_locked,
     open_note,
     quarantine,
+    remove_new,
     sum_of,
     sync_data,
+    sync_files,
     sync_folder,
     write_locked,
 )
+from cra_middleware.trace.sinks.following import Follower
 from cra_middleware.trace.sinks.segments import (
     DURABLE,
+    Rotation,
     Segment,
     durable_text,
     read_segments,
+    remove_behind,
     segment,
     segments_of,
     sizes_before_last,
@@ -45,25 +52,6 @@ from cra_middleware.trace.sinks.segments import (
 from cra_middleware.trace.sinks.syncer import Syncer
 
 _logger = logging.getLogger("cra_middleware.trace")
-
-
-class Follower(Protocol):
-    """Hears what has become durable: whoever signs heads about it."""
-
-    def durable(self, session_id: str, events: int, new: int, /) -> None:
-        """A session has ``events`` events on the disk, ``new`` of them since the last time. Never raises."""
-        ...
-
-    def ended(self, session_id: str, /) -> None:
-        """This process writes nothing more to a session. Never raises."""
-        ...
-
-
-class Rotation(NamedTuple):
-    """When a session goes on in a new file."""
-
-    max_bytes: int
-    max_age_seconds: float
 
 
 class _File(NamedTuple):
@@ -112,26 +100,31 @@ class JsonlLog:
         self._turn = threading.Lock()
         fd = open_locked(files[-1].path, is_new=is_new)
         try:
-            # an empty note says that nothing is durable: where there was none, none is made before it says more
-            self._note = -1 if durable is None else open_note(self._note_path)
+            # An empty note says that nothing is durable: a new file's name reaches the disk with it, and where an
+            # older one has none, none is made before it says more.
+            self._note = -1 if durable is None and not is_new else open_note(self._note_path)
             begins = sum(sizes_before_last(files))
             self._end = begins + os.fstat(fd).st_size
         except BaseException:  # whatever it was, the file must not stay locked
+            if is_new:
+                remove_new(files[-1].path)
             os.close(fd)
             raise
         self._file = _File(files[-1], fd, begins, time.monotonic())
         self._events = self.durable_events = durable or 0
         self._unsynced: list[bytes] = []  # what was kept since the last time that the disk confirmed
         self._retired: list[_File] = []
-        self._folder_is_stale = is_new
+        self._folder_is_stale = True
         self._lowest_cut: tuple[int, int] | None = None  # since the disk was asked: its place, and the events before it
         self._is_uncertain = False  # whether there may be bytes behind the end, of a write that was interrupted
         self._is_queued = False
+        self._is_unused = is_new  # a session that could not be begun leaves no file
         self._last = b""
         self._failure: str | None = None
         """Why nothing can be written any more."""
         self._disk_failure: str | None = None
         """Why nothing can be written until the session has a new file."""
+        tell_child(self)
 
     @property
     def path(self) -> Path:
@@ -139,20 +132,20 @@ class JsonlLog:
         return self._file.segment.path
 
     def append(self, offset: int, data: bytes, events: int, /) -> None:
-        self._check()
+        self._check_process()
         with self._turn:
+            self._check()
             if self._is_uncertain or offset != self._end:
                 self._cut(offset, events - data.count(b"\n"))
-            if not data:
-                return
-            if self._is_due(len(data)):
-                self._rotate()
-            self._is_uncertain = True
-            self._write(offset, data)
-            self._last = data
-            self._unsynced.append(data)
-            self._end, self._events = offset + len(data), events
-            self._is_uncertain = False
+            if data:
+                if self._is_due(len(data)):
+                    self._rotate()
+                self._is_uncertain = True
+                self._write(offset, data)
+                self._last, self._is_unused = data, False
+                self._unsynced.append(data)
+                self._end, self._events = offset + len(data), events
+                self._is_uncertain = False
             if not self._is_queued:
                 self._queue()
 
@@ -160,16 +153,19 @@ class JsonlLog:
         return read_segments(segments_of(self._folder, self._session_id))
 
     def set_aside(self, offset: int, /) -> Torn:
-        self._check()
+        self._check_process()
         with self._guard, self._turn:
+            self._check()
             try:
                 torn = self._move_behind(offset)
                 self._end = offset
+                self._sync_all()
                 return sum_of(torn)
             except OSError as error:
                 raise failed(f"the torn end of {self.path} cannot be moved to a quarantine", error) from error
 
     def flush(self) -> None:
+        self._check_process()
         wanted = self._events
         with self._guard:
             self._is_queued = False
@@ -194,11 +190,14 @@ class JsonlLog:
                 self.flush()
         finally:
             with self._guard:
-                is_sealed = self.durable_events == self._events and _is_sealed(self._last)
+                is_sealed = self.durable_events == self._events and is_end(self._last)
                 if not self._is_closed():
-                    fcntl.flock(self._file.fd, fcntl.LOCK_UN)  # forked children still hold copies of the descriptor
-                    if is_sealed:
-                        self._note_path.unlink(missing_ok=True)
+                    with suppress(OSError):  # a note that stays says nothing wrong, and closing unlocks as well
+                        if is_sealed or self._is_unused:
+                            self._note_path.unlink(missing_ok=True)
+                        if self._is_unused:
+                            os.unlink(self.path)
+                        fcntl.flock(self._file.fd, fcntl.LOCK_UN)  # forked children may hold copies of the descriptor
                     if self._follower is not None:
                         self._follower.ended(self._session_id)
                 self._let_go()
@@ -206,9 +205,15 @@ class JsonlLog:
     def _is_closed(self) -> bool:
         return self._file.fd < 0
 
-    def _check(self) -> None:
-        if os.getpid() != self._pid:
+    def forked(self) -> None:
+        """In a forked child: the parent's file is the parent's, and its lock must go when that one dies."""
+        self._let_go()
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:  # asked before any lock is taken: one may be held by a thread of the parent's
             raise SinkError(f"{self.path} belongs to the parent process; open a session of your own")
+
+    def _check(self) -> None:
         if self._disk_failure is not None:
             if not self._is_queued:
                 self._queue()
@@ -221,13 +226,11 @@ class JsonlLog:
         self._syncer.add(self)
 
     def _let_go(self) -> None:
-        for file in (self._file, *self._retired):
-            if file.fd >= 0:
-                os.close(file.fd)
-        self._file, self._retired = self._file._replace(fd=-1), []
-        if self._note >= 0:
-            os.close(self._note)
-            self._note = -1
+        descriptors = [file.fd for file in (self._file, *self._retired)] + [self._note]
+        self._file, self._retired, self._note = self._file._replace(fd=-1), [], -1
+        for fd in descriptors:
+            if fd >= 0:
+                let_go(fd)
         self._failure, self._disk_failure = self._failure or f"{self.path} is closed", None
 
     def _write(self, offset: int, data: bytes) -> None:
@@ -263,7 +266,6 @@ class JsonlLog:
             kept = b"".join(self._unsynced)
             self._unsynced = [kept[: max(0, len(kept) - surplus)]]
         self._end, self._events = offset, events
-        self.durable_events = min(self.durable_events, events)
         self._is_uncertain = False
 
     def _is_due(self, more: int) -> bool:
@@ -289,24 +291,25 @@ class JsonlLog:
             file, retired, lines, events = self._file, self._retired, self._unsynced, self._events
             end, self._lowest_cut = self._end, None
             if self._is_uncertain:  # the caller may take back what it wrote last: nobody may count it yet
-                return
+                raise SinkError(f"{self.path} is not durable: a write was interrupted", is_transient=True)
             self._retired, self._unsynced = [], []
+            is_stale, self._folder_is_stale = self._folder_is_stale, False
         try:
             for old in retired:
                 sync_data(old.fd)
-            if self._folder_is_stale:
+            if is_stale:
                 sync_folder(self._folder)
-                self._folder_is_stale = False
             sync_data(file.fd)
         except OSError as error:
             with self._turn:
                 kept, _ = self._not_cut(lines, events, end)
                 self._retired, self._unsynced = retired + self._retired, [kept, *self._unsynced]
+                self._folder_is_stale = True
                 # after a failed fsync the kernel may have dropped the pages: a second one would lie
                 self._disk_failure = f"{self.path} is not durable any more: {error.strerror}"
             return
         for old in retired:
-            os.close(old.fd)
+            let_go(old.fd)
         with self._turn:
             _, events = self._not_cut([], events, end)
             new = self._note_durable(events)
@@ -319,6 +322,14 @@ class JsonlLog:
             return whole, events
         offset, events = self._lowest_cut
         return whole[: max(0, len(whole) - (end - offset))], events
+
+    def _sync_all(self) -> None:
+        """Make durable what an earlier process left: it may have died before it did."""
+        sync_files(known.path for known in segments_of(self._folder, self._session_id))
+        sync_folder(self._folder)
+        self._folder_is_stale = False
+        self._events = sum(1 for _ in self.lines())
+        self._tell(self._events, self._note_durable(self._events))
 
     def _note_durable(self, events: int) -> int:
         """Note what is durable. The note may be lost with the machine's power; then it says less than is true."""
@@ -344,6 +355,11 @@ class JsonlLog:
         known = segment(self._folder, self._session_id, self.durable_events)
         try:
             fd = write_locked(known.path, lines)
+            try:
+                remove_behind(known)
+            except BaseException:
+                os.close(fd)
+                raise
         except (OSError, SinkError) as error:
             raise SinkError(f"{why}; a new file cannot be opened: {error}", is_transient=True) from error
         _logger.error("%s; session %s goes on in %s", why, self._session_id, known.path)
@@ -352,7 +368,7 @@ class JsonlLog:
             with suppress(OSError):  # what cannot be cut does not count: the new file begins before it
                 if gone.begins < file.begins:
                     os.ftruncate(gone.fd, file.begins - gone.begins)
-            os.close(gone.fd)
+            let_go(gone.fd)
         with self._turn:
             self._file, self._unsynced, self._retired = file, [], []
             self._disk_failure = None
@@ -360,22 +376,24 @@ class JsonlLog:
         self._tell(self.durable_events, new)
 
     def _move_behind(self, offset: int) -> list[Path]:
-        """Move everything behind ``offset`` to quarantines, the last file first, and open the file that it is in."""
+        """Move everything behind ``offset`` to quarantines, the last file first, and open the file that it is in.
+
+        A file that begins just there is moved, too: what its name says of its first event may not hold.
+        """
         files = segments_of(self._folder, self._session_id)
-        while len(files) > 1 and offset < sum(sizes_before_last(files)):
-            move_tail(self.path, self._file.fd, 0)
-            os.unlink(self.path)
-            os.close(self._file.fd)
-            files.pop()
+        begins = list(accumulate(sizes_before_last(files), initial=0))
+        place = max((number for number, begin in enumerate(begins) if begin < offset), default=0)
+        aside = quarantine(files[place].path, offset - begins[place])
+        while len(files) > place + 1:
+            last = files.pop()
             fd = open_locked(files[-1].path, is_new=False)
-            self._file = _File(files[-1], fd, sum(sizes_before_last(files)), time.monotonic())
-        place = offset - self._file.begins
-        move_tail(self.path, self._file.fd, place)
-        here = quarantine(self.path, place)
-        later = self._folder.glob(f"{self._session_id}.*.0{QUARANTINE}")  # this time's, and those of a try cut short
-        return [here, *sorted(path for path in later if path != here)]
-
-
-def _is_sealed(data: bytes) -> bool:
-    place = place_of(data[data.rfind(b"\n", 0, -1) + 1 :])
-    return place is not None and place.event_type == "session.ended"
+            try:
+                move_tail(self._file.fd, 0, aside.with_name(f"{aside.name}.{last.first}"))
+                os.unlink(last.path)
+            except BaseException:  # whatever it was, the file must not stay locked
+                os.close(fd)
+                raise
+            let_go(self._file.fd)
+            self._file = _File(files[-1], fd, begins[len(files) - 1], time.monotonic())
+        move_tail(self._file.fd, offset - begins[place], aside)
+        return [aside, *sorted(self._folder.glob(f"{aside.name}.*"), key=lambda path: int(path.suffix[1:]))]

@@ -4,6 +4,7 @@
     <session_id>.<sequence>.trace.jsonl   from that event on: a later segment
     <session_id>.durable                  how many events have reached the disk, while the session is not sealed
     <file>.<offset>.torn                  bytes that were moved out of a file, never deleted
+    <file>.<offset>.torn.<sequence>       and out of the later segment that began at that event
 
 A segment counts up to where the next one begins. What a failed disk left behind that place stands again in the next.
 """
@@ -20,7 +21,7 @@ from typing import NamedTuple
 from cra_middleware._ids import UUID_TEXT
 from cra_middleware.errors import SinkError
 from cra_middleware.trace.profiles import MAX_LINE_BYTES
-from cra_middleware.trace.sinks.files import failed, without_links
+from cra_middleware.trace.sinks.files import failed, sync_folder, without_links
 
 SUFFIX = ".trace.jsonl"
 DURABLE = ".durable"
@@ -35,6 +36,13 @@ class Segment(NamedTuple):
     session_id: str
     first: int
     """The sequence of its first event."""
+
+
+class Rotation(NamedTuple):
+    """When a session goes on in a new file."""
+
+    max_bytes: int
+    max_age_seconds: float
 
 
 def segment(folder: Path, session_id: str, first: int) -> Segment:
@@ -75,13 +83,18 @@ def segments_of(folder: Path, session_id: str) -> list[Segment]:
 
 
 def read_segments(segments: list[Segment]) -> Iterator[bytes]:
-    """The lines of a session, over all of its files.
+    """The lines of a session, over all of its files; a torn line stands for the lines that one of them lacks.
 
     Raises:
         SinkError: when a file cannot be read.
     """
     for known, following in zip_longest(segments, segments[1:]):
-        yield from read_lines(known.path, None if following is None else following.first - known.first)
+        left = None if following is None else following.first - known.first
+        for line in _lines_in(known, left):
+            yield line
+            left = left and left - 1
+        if left:
+            yield b""
 
 
 def sizes_before_last(segments: list[Segment]) -> list[int]:
@@ -91,7 +104,28 @@ def sizes_before_last(segments: list[Segment]) -> list[int]:
         SinkError: as ``read_segments``.
     """
     pairs = pairwise(segments)
-    return [sum(map(len, read_lines(known.path, following.first - known.first))) for known, following in pairs]
+    return [sum(map(len, _lines_in(known, following.first - known.first))) for known, following in pairs]
+
+
+def _lines_in(known: Segment, most: int | None) -> Iterator[bytes]:
+    if not known.path.is_file():  # a pipe or a device planted there would never end
+        raise SinkError(f"{known.path} is not a plain file; move it away")
+    return read_lines(known.path, most)
+
+
+def remove_behind(known: Segment) -> None:
+    """Remove the files that begin behind this one's first event: what they hold stands again in it.
+
+    Raises:
+        OSError: when one cannot be removed.
+        SinkError: when the folder cannot be read.
+    """
+    folder = known.path.parent
+    later = [item for item in segments_of(folder, known.session_id) if item.first > known.first]
+    for item in reversed(later):
+        os.unlink(item.path)
+    if later:
+        sync_folder(folder)  # a name that came back would hide what follows in the file that stands for it
 
 
 def read_lines(path: Path, most: int | None = None) -> Iterator[bytes]:

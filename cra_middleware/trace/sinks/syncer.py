@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 from collections import deque
 from typing import Protocol
 
@@ -31,7 +30,6 @@ class Syncer:
 
     def __init__(self, interval_seconds: float) -> None:
         self._interval = interval_seconds
-        self._stopped = False
         self._begin()
 
     def add(self, log: Flushable) -> None:
@@ -45,14 +43,15 @@ class Syncer:
 
     def stop(self) -> None:
         """Flush what waits, and end the thread."""
-        self._stopped = True
         if os.getpid() != self._pid:
             return
+        self._stopped.set()
         self._wake.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout=10)
 
     def _begin(self) -> None:
+        self._stopped = threading.Event()
         self._wake = threading.Event()
         self._waiting: deque[Flushable] = deque()  # a writer may append while the thread takes out
         self._lock = threading.Lock()
@@ -66,7 +65,7 @@ class Syncer:
                 self._thread.start()
 
     def _run(self) -> None:
-        while not (self._stopped and not self._waiting):
+        while not (self._stopped.is_set() and not self._waiting):
             self._wake.wait()
             self._wake.clear()
             for _ in range(len(self._waiting)):
@@ -74,5 +73,4 @@ class Syncer:
                     self._waiting.popleft().flush()
                 except SinkError as error:
                     _logger.error("%s", error)
-            if not self._stopped:
-                time.sleep(self._interval)
+            self._stopped.wait(self._interval)
