@@ -37,7 +37,7 @@ class Sealed(NamedTuple):
 def sealed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sealed]:
     place = tmp_path_factory.mktemp("sealed")
     key = generate_key(place / "key", "example.com/crash")
-    sink = JsonlSink(place / "traces", signer=load_signer(place / "key"), segment_bytes=2200)
+    sink = JsonlSink(place / "traces", signer=load_signer(place / "key"), segment_bytes=2800)
     with Runtime(Atlas.from_dict(manifest()), trace=sink) as runtime:
         runtime.session()
     yield Sealed(place / "traces", key)

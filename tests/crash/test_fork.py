@@ -88,7 +88,7 @@ def in_child(runtime: Runtime, foreign: object) -> str:
     return "sealed" if own.is_closed else "left open"
 
 
-@rounds(5, 150)
+@rounds(5, 40)
 @pytest.mark.parametrize("with_key", [True, False])
 def test_forks_in_the_middle(tmp_path: Path, with_key: bool, rounds: int) -> None:
     """Children that are forked while four threads write, sync and sign can work, and let go of everything."""

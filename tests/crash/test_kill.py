@@ -78,8 +78,11 @@ def test_kill(tmp_path: Path, durability: str, with_key: bool, style: str, round
             told += kill_one(life, session_ids, 3, random, first=turn * 100_000)
             session_ids = sorted({item.session_id for item in told if item.kind == "session"})
             check(life, told)
-            report = verify_folder(life.folder)
-            assert report.intact, report.sessions
+            for session in verify_folder(life.folder).sessions:
+                verdict = session.verdict
+                assert verdict is not None
+                # a signal may cut a write short where a page ends: whoever resumes names what is set aside
+                assert verdict.error is None or verdict.error.kind == "truncated", session
         with life.runtime() as runtime:
             for session_id in session_ids:
                 runtime.resume(session_id)

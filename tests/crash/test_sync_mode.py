@@ -226,7 +226,7 @@ def test_an_end_right_after_a_failure(tmp_path: Path, monkeypatch: pytest.Monkey
     assert report.sealed
 
 
-@rounds(2, 40)
+@rounds(2, 16)
 def test_a_disk_that_fails_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounds: int) -> None:
     """Eight threads over small segments on a disk whose every tenth sync fails: nothing that ran is missing."""
     before, real = sys.getswitchinterval(), os.fdatasync

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cra_middleware._fork import tell_child
 from cra_middleware._ids import new_id
-from cra_middleware.errors import ChainBroken, SinkError, TraceError
+from cra_middleware.errors import ChainBroken, SinkError
 from cra_middleware.trace.ledger.book import FOLDER
 from cra_middleware.trace.ledger.owner import Owner, take_lock
 from cra_middleware.trace.ledger.session_tree import SessionTree
@@ -93,7 +93,7 @@ class LedgerFollower:
         with self._turn:
             for _ in range(int(CLOSE_SECONDS / _LEAST_SECONDS)):
                 self._work_once()
-                if self._owner is not None or self._alarm is not None or not self._is_waiting_for_owner():
+                if self._alarm is not None or not self._is_waiting_for_owner():
                     break
                 time.sleep(_LEAST_SECONDS)
             else:
@@ -172,12 +172,13 @@ class LedgerFollower:
             tree = self._tree_of(session_id)
             try:
                 tree.grow(events)
-            except TraceError as error:
+            except ChainBroken as error:
                 _logger.error("not signed: %s", error)
-                if isinstance(error, ChainBroken):  # what only cannot be read now may be read a second later
-                    del self._changed[session_id]
-                continue
-            entries[session_id] = tree.entry().pack()
+                del self._changed[session_id]
+            except SinkError as error:
+                _logger.error("not signed yet: %s", error)
+            else:
+                entries[session_id] = tree.entry().pack()
         if not entries:
             return
         name = new_id()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -69,16 +70,17 @@ class Owner:
         try:
             names = sorted(name for name in os.listdir(self._folder / "inbox") if not name.startswith("."))
             wanted: dict[str, Entry] = {}
-            read: list[str] = []
+            asked: dict[str, list[Entry]] = {}
             for name in names:
                 found = self._read_wanted(name)
-                if found is None:
-                    continue
-                read.append(name)
-                wanted.update((entry.session_id, entry) for entry in found)
-            head = self._note([entry for entry in wanted.values() if self._is_next(entry)])
-            for name in read:
-                os.unlink(self._folder / "inbox" / name)
+                if found is not None:
+                    asked[name] = found
+                    wanted.update((entry.session_id, entry) for entry in found)
+            later: set[str] = set()
+            head = self._note([entry for entry in wanted.values() if self._is_due(entry, later)])
+            for name, entries in asked.items():
+                if not any(entry.session_id in later for entry in entries):
+                    os.unlink(self._folder / "inbox" / name)
         except OSError as error:
             raise failed(f"the ledger in {self._folder} cannot be written", error) from error
         return head
@@ -119,7 +121,7 @@ class Owner:
                 entry = book.entry(place)
             except ValueError:
                 return
-            if not self._is_next(entry):
+            if not self._is_due(entry, set()):
                 return
             self._add(entry)
 
@@ -135,8 +137,21 @@ class Owner:
         except OSError as error:
             raise failed(f"{path} cannot be taken over", error) from error
 
+    def _is_due(self, entry: Entry, later: set[str]) -> bool:
+        """Whether an entry can be noted now; a session that cannot be read now is put into ``later``."""
+        try:
+            return self._is_next(entry)
+        except SinkError as error:
+            _logger.error("not noted in the ledger yet: %s", error)
+            later.add(entry.session_id)
+            return False
+
     def _is_next(self, entry: Entry) -> bool:
-        """Whether an entry says more than the last one about its session, and says what the files say."""
+        """Whether an entry says more than the last one about its session, and says what the files say.
+
+        Raises:
+            SinkError: when they cannot be read.
+        """
         last = self._last.get(entry.session_id)
         if entry == last:
             return False
@@ -151,7 +166,7 @@ class Owner:
             tree.grow(entry.size)
             if tree.entry() != entry:
                 raise ChainBroken(f"session {entry.session_id} is not what its writer says it is")
-        except (ChainBroken, SinkError) as error:
+        except ChainBroken as error:
             _logger.error("not noted in the ledger, and not signed: %s", error)
             return False
         return True
@@ -211,6 +226,10 @@ def take_lock(folder: Path) -> int | None:
 
 def _open(path: Path, flags: int) -> int:
     try:
-        return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     except OSError as error:
         raise failed(f"{path} cannot be opened", error) from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise SinkError(f"{path} is not a plain file; move it away")
+    return fd
