@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 
 from cra_middleware._canonical import canonical
+from cra_middleware._fork import tell_child
 from cra_middleware._ids import new_id
 from cra_middleware.carp.messages import Request, Requester, Task
 from cra_middleware.carp.policy import RANK, Facts
@@ -39,6 +40,11 @@ class Standing:
         self._note = note
         self._lock = threading.RLock()  # never held while a tool runs
         self._resolved: Resolved | None = None
+        tell_child(self)
+
+    def forked(self) -> None:
+        """In a forked child, where nobody lets go of the lock that another thread held."""
+        self._lock = threading.RLock()
 
     def at(self, now_us: int) -> Resolved:
         """The resolution, renewed when it has expired or other policies are in force.
