@@ -6,7 +6,6 @@ from pathlib import Path
 from urllib.parse import quote, urlencode
 
 import pytest
-from psycopg.conninfo import conninfo_to_dict
 
 from cra_middleware import Runtime, verify
 from cra_middleware._ids import new_id
@@ -40,6 +39,8 @@ def test_a_round_trip(cra: Cra, tmp_path: Path, folder: Path) -> None:
     """From files to SQLite to PostgreSQL and back to files, every byte is the same."""
     db = f"sqlite:{tmp_path / 'traces.db'}"
     with database() as conninfo:
+        from psycopg.conninfo import conninfo_to_dict
+
         url = "postgresql:///?" + urlencode(conninfo_to_dict(conninfo), quote_via=quote)
         for step, (source, to) in enumerate([(folder, db), (db, url), (url, tmp_path / "back")]):
             ran = cra("trace", "export" if step % 2 else "import", source, "--to", to)

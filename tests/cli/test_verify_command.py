@@ -245,7 +245,7 @@ def test_a_secret_key(cra: Cra, signed: Scene) -> None:
     for given in (signed.key, signed.key.read_text().strip()):
         ran = cra("trace", "verify", signed.folder, "--key", given)
         assert (ran.code, ran.stdout) == (1, "")
-        assert signed.key.read_text().split("+")[-1].strip() not in ran.stderr
+        assert signed.key.read_text().strip()[-44:] not in ran.stderr
 
 
 def test_another_key(cra: Cra, signed: Scene) -> None:

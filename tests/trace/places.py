@@ -9,6 +9,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
+
 from cra_middleware.trace.buffered import BufferedSink
 from cra_middleware.trace.sinks.http import HttpSink
 from cra_middleware.trace.sinks.jsonl import JsonlSink
@@ -65,6 +67,7 @@ def _place(name: str, folder: Path, stack: ExitStack) -> Place:
             conninfo = stack.enter_context(database())
             return Place(name, lambda: PostgresSink(conninfo))
         case "http":
+            pytest.importorskip("httpx", reason="HttpSink needs the http extra")
             receiver = Receiver()
             stack.callback(receiver.stop)
             return Place(

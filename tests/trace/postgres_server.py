@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from uuid import uuid4
 
-import psycopg
 import pytest
-from psycopg.conninfo import make_conninfo
 
 SERVER = os.environ.get("CRA_TEST_POSTGRES", "host=127.0.0.1 port=5432 dbname=test user=postgres connect_timeout=2")
 
@@ -17,6 +15,7 @@ SERVER = os.environ.get("CRA_TEST_POSTGRES", "host=127.0.0.1 port=5432 dbname=te
 @contextmanager
 def database() -> Iterator[str]:
     """A connection string whose schema is empty, and nobody else's."""
+    psycopg = pytest.importorskip("psycopg", reason="PostgreSQL needs the postgres extra")
     try:
         connection = psycopg.connect(SERVER, autocommit=True)
     except psycopg.OperationalError as error:
@@ -27,6 +26,6 @@ def database() -> Iterator[str]:
     with connection:
         connection.execute(f"CREATE SCHEMA {schema}")
         try:
-            yield make_conninfo(SERVER, options=f"-c search_path={schema}")
+            yield psycopg.conninfo.make_conninfo(SERVER, options=f"-c search_path={schema}")
         finally:
             connection.execute(f"DROP SCHEMA {schema} CASCADE")

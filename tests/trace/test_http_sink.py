@@ -24,6 +24,7 @@ from tests.conftest import manifest
 from tests.trace.places import in_child
 from tests.trace.receiver import Receiver, answer
 
+pytest.importorskip("httpx", reason="HttpSink needs the http extra")
 ID = "01900000-0000-7000-8000-00000000000a"
 ATLAS = Atlas.from_dict(manifest())
 BATCH = Batch(ID, 0, 0, b"one\n")

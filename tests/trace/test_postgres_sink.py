@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
-import psycopg
 import pytest
 
 from cra_middleware import Atlas, Runtime
@@ -21,6 +20,7 @@ from tests.conftest import manifest
 from tests.trace.places import in_child
 from tests.trace.postgres_server import database
 
+psycopg: Any = pytest.importorskip("psycopg", reason="PostgreSQL needs the postgres extra")
 ID = "01900000-0000-7000-8000-00000000000a"
 ATLAS = Atlas.from_dict(manifest())
 
