@@ -107,7 +107,7 @@ def write_locked(path: Path, data: bytes) -> int:
         sync_data(fd)
         os.rename(beside, path)
         sync_folder(path.parent)
-    except BaseException:
+    except BaseException:  # whatever it was, no descriptor may stay open
         os.close(fd)
         raise
     return fd

@@ -357,7 +357,7 @@ class JsonlLog:
             fd = write_locked(known.path, lines)
             try:
                 remove_behind(known)
-            except BaseException:
+            except BaseException:  # the new file must not stay locked
                 os.close(fd)
                 raise
         except (OSError, SinkError) as error:
