@@ -170,7 +170,7 @@ class BufferedLog:
             )
 
     def carry_on(self) -> None:
-        """Give the log behind what waits. Never raises: what fails for now is tried again later."""
+        """Give the log behind what waits. Never raises: what fails and may go through is tried again."""
         with self._carrying:
             while self.is_open and self._failure is None and time.monotonic() >= self._not_before:
                 piece = self._take()
