@@ -39,6 +39,8 @@ class Pending:
     """Persons or groups who may answer; empty means anyone but the agent itself."""
     also_needed: tuple[tuple[str, ...], ...] = ()
     """Other policies that ask about the same call, each with its own: the answer has to satisfy all."""
+    tool_call_id: str | None = None
+    """The framework's own id of the call, by which a run that is gone on with finds its session."""
     others_pending: int = 0
     """How many other questions of the session are open."""
 

@@ -154,6 +154,14 @@ class Desk:
         except Exception as error:  # noqa: BLE001  a foreign store: the session is sealed all the same
             _logger.error("questions of session %s stay open: %s", session_id, error)
 
+    def is_asking(self, session_id: str) -> bool:
+        """Whether a question of this session is open, or answered with a yes that is not used up."""
+        try:
+            return any(item.state in ("pending", "approved") for item in self.store.listed(None, session_id))
+        except ApprovalError as error:
+            _logger.error("open questions of session %s cannot be read: %s", session_id, error)
+            return False
+
     def _known(self, attempt: Attempt, ask: Ask, epoch: Epoch, now_us: int) -> Approval | None:
         """What became of the same question before, if it still counts."""
         call, subject = attempt.call, attempt.subject
@@ -188,6 +196,7 @@ class Desk:
             expires_us=now_us + (ask.expires_seconds or DEFAULT_EXPIRY_SECONDS) * _SECOND_US,
             approvers=ask.approvers,
             also_needed=ask.also_needed,
+            tool_call_id=call.tool_call_id,
         )
         return pending if self.store.add(pending, MAX_PENDING) else None
 

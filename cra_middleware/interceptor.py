@@ -129,7 +129,7 @@ async def arun(flow: Flow, tool: Callable[[], Awaitable[T]]) -> T:
 
 def run_generator(flow: Flow, tool: Callable[[], Generator[object, object, T]]) -> Generator[object, object, T]:
     """Run a generator under ``flow``, to its end; each step inside the flow's scope."""
-    need = _authorise(flow)
+    need = authorise(flow)
     count, outcome = 0, _first_outcome()
     stream: Generator[object, object, T] | None = None
     try:
@@ -159,29 +159,8 @@ def run_generator(flow: Flow, tool: Callable[[], Generator[object, object, T]]) 
     except BaseException as error:  # noqa: BLE001  recorded, then raised again
         outcome = Raised(error)
     finally:
-        final = _finish(flow, outcome)
+        final = finish(flow, outcome)
     return _unwrap(final)
-
-
-class OpenCall:
-    """A call that may run: for frameworks that tell of a tool's start and of its end in two places."""
-
-    def __init__(self, flow: Flow) -> None:
-        """Drive ``flow`` up to the tool's run.
-
-        Raises:
-            CallRefused: when the tool must not run.
-        """
-        self._flow = flow
-        _authorise(flow)
-
-    def returned(self, value: object = None) -> None:
-        """The tool returned ``value``."""
-        _finish(self._flow, Returned(value))
-
-    def raised(self, error: BaseException) -> None:
-        """The tool raised ``error``."""
-        _finish(self._flow, Raised(error))
 
 
 AsyncStream = AsyncGenerator[object, object]
@@ -198,7 +177,7 @@ def async_generator_function(
 
     async def stream_items(*args: P.args, **kwargs: P.kwargs) -> AsyncStream:
         flow, tool = start(*args, **kwargs)
-        need = await _aauthorise(flow)
+        need = await aauthorise(flow)
         count, outcome = 0, _first_outcome()
         try:
             with _scope(need):
@@ -227,7 +206,7 @@ def async_generator_function(
         except BaseException as error:  # noqa: BLE001  recorded, then raised again
             outcome = Raised(error)
         finally:
-            final = _finish(flow, outcome)
+            final = finish(flow, outcome)
         _unwrap(final)
 
     return stream_items
@@ -251,7 +230,7 @@ def _first_outcome() -> Returned | Raised | Closed:
     return Raised(RuntimeError("the stream was never started"))
 
 
-def _authorise(flow: Flow) -> RunTool:
+def authorise(flow: Flow) -> RunTool:
     """Drive a flow up to the tool's run."""
     need = flow.send(None)
     while not isinstance(need, RunTool):
@@ -259,14 +238,14 @@ def _authorise(flow: Flow) -> RunTool:
     return need
 
 
-async def _aauthorise(flow: Flow) -> RunTool:
+async def aauthorise(flow: Flow) -> RunTool:
     need = flow.send(None)
     while not isinstance(need, RunTool):
         need = flow.send(await _asupply(need))
     return need
 
 
-def _finish(flow: Flow, outcome: Returned | Raised | Closed) -> Returned | Raised:
+def finish(flow: Flow, outcome: Returned | Raised | Closed) -> Returned | Raised:
     try:
         flow.send(outcome)
     except StopIteration as stop:

@@ -53,12 +53,12 @@ class OpenSessions:
         for session in reversed(sessions):
             session.detach()
 
-    def close(self, end: bool) -> None:
-        """End the sessions; the kept ones are detached unless ``end``."""
+    def close(self, end: bool, *, can_wait: bool = False) -> None:
+        """End the sessions; unless ``end``, those kept are detached, and if they ``can_wait``, those that do."""
         with self._lock:
             sessions = list(self._open.values())
         for session in reversed(sessions):
-            if session.id in self._kept and not end:
+            if not end and (session.id in self._kept or (can_wait and session.is_waiting)):
                 session.detach()
             else:
                 session.end()

@@ -58,8 +58,12 @@ class Epoch:
         """What it was loaded from, without the baseline."""
         return self.resolver.atlases
 
-    def target_for(self, tool_name: str, framework: str, declared: str | None) -> Target:
-        """What a tool stands for: as the Atlases map it, as it declares itself, or its own name."""
+    def target_for(
+        self, tool_name: str, framework: str, declared: str | None, actions: Mapping[str, str] | None = None
+    ) -> Target:
+        """What a tool stands for: as ``actions`` or the Atlases map it, as it declares itself, or its own name."""
+        if actions is not None and tool_name in actions:
+            return Target(actions[tool_name])
         return self.resolver.mapped(tool_name, framework) or Target(declared or tool_name)
 
     def freeze(self, action_id: str, tool_name: str, arguments: Mapping[str, object]) -> ToolCall:

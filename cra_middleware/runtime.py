@@ -247,6 +247,7 @@ class Runtime:
         atlas_ids: Sequence[str] | None = None,
         external_id: str | None = None,
         subject: str | None = None,
+        parent: Session | None = None,
         keep: bool = False,
     ) -> Session:
         """Open a session; ``with`` ends it. Opened while another of this runtime is current, it is that one's child.
@@ -260,13 +261,14 @@ class Runtime:
             external_id: what the session is called elsewhere (a thread id).
             subject: on whose behalf; its personal values are kept under this name. It is recorded as it is, so let it
                 be an id of yours and no name. A child acts for the same as its parent, if nothing else is said.
+            parent: whose child it is, when that is not the current session.
             keep: ``close()`` detaches the session instead of ending it.
 
         Raises:
             SinkError: when the trace cannot be begun.
             ValueError: when an argument is not usable, or changes a fact of the parent.
         """
-        parent = current_session()
+        parent = parent or current_session()
         if parent is not None and (not parent.is_open or self._sessions.get(parent.id) is None):
             parent = None
         session_id = new_id()
@@ -335,17 +337,18 @@ class Runtime:
         ``adapters.any.tools``; ``declared``, the tool's own metadata; a name equal to a declared action id. When
         nothing is found, the tool's name itself, which no Atlas declares, so that the call is denied and recorded.
         """
-        if actions is not None and tool_name in actions:
-            return Target(actions[tool_name])
-        return self._policies.epoch.target_for(tool_name, framework, declared)
+        return self._policies.epoch.target_for(tool_name, framework, declared, actions)
 
     def argument_policies(self) -> tuple[str, ...]:
         """The policies that only a call's arguments can decide; what a tool is shown must be what they are shown."""
         return self._policies.epoch.argument_policies()
 
     def close(self, *, end: bool = False) -> None:
-        """End the sessions this runtime opened, detach the kept ones (``end=True`` ends those too), close the sink."""
-        self._sessions.close(end)
+        """End the sessions this runtime opened, detach the kept ones (``end=True`` ends those too), close the sink.
+
+        A session in which a person is being asked is kept, too, where the questions outlive this process.
+        """
+        self._sessions.close(end, can_wait=self._stores.outlive)
         self._let_go()
 
     def detach(self) -> None:

@@ -14,11 +14,13 @@ from typing import Literal, ParamSpec, TypeVar
 from cra_middleware._fork import tell_child
 from cra_middleware.approvals import Approver
 from cra_middleware.call_flow import CallPath
-from cra_middleware.carp.call import ToolCall
+from cra_middleware.carp.call import Target, ToolCall
 from cra_middleware.carp.messages import ContextBlockMessage, Request, Resolution
 from cra_middleware.carp.policy import Facts
+from cra_middleware.carp.resolve import out_of_reach
 from cra_middleware.errors import CallRefused, SinkError
-from cra_middleware.interceptor import Flow, OpenCall, arun, run
+from cra_middleware.interceptor import Flow, arun, run
+from cra_middleware.open_call import OpenCall
 from cra_middleware.keeping import Recorder
 from cra_middleware.setting import Identity, Setting
 from cra_middleware.signatures import bind_arguments, describe
@@ -97,6 +99,11 @@ class Session:
     def is_busy(self) -> bool:
         """Whether a tool is running, or a stream is open."""
         return self._calls.is_busy
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a person is being asked about one of its calls, or has said yes to one that has not run yet."""
+        return self._setting.desk.is_asking(self.id)
 
     @property
     def accepted_sequence(self) -> int:
@@ -192,13 +199,17 @@ class Session:
         """The bare path of one call, for the drivers of ``interceptor``."""
         return self._calls.flow(call, stream=stream)
 
-    def begin(self, call: ToolCall) -> OpenCall:
+    def begin(self, call: ToolCall, approver: Approver | None = None) -> OpenCall:
         """Authorise a call whose start and end a framework tells of in two places.
 
         Raises:
             CallRefused: when the tool must not run.
         """
-        return OpenCall(self._calls.flow(call))
+        return OpenCall.begin(self._calls.flow(call, approver=approver))
+
+    async def abegin(self, call: ToolCall, approver: Approver | None = None) -> OpenCall:
+        """As ``begin``, on an event loop."""
+        return await OpenCall.abegin(self._calls.flow(call, approver=approver))
 
     def reject(self, call: ToolCall, reason: str) -> CallRefused:
         """Record a call whose arguments the framework itself refused, and return the refusal.
@@ -207,6 +218,20 @@ class Session:
             CallRefused: when it cannot be recorded, or the session is over.
         """
         return self._calls.reject(call, reason)
+
+    def target_for(
+        self, tool_name: str, framework: str, *, actions: Mapping[str, str] | None = None, declared: str | None = None
+    ) -> Target:
+        """What a tool stands for, as ``Runtime.target_for`` says."""
+        return self._setting.policies.epoch.target_for(tool_name, framework, declared, actions)
+
+    def can_reach(self, action_id: str) -> bool:
+        """Whether some call of the action could be allowed, now or in an hour, with or without a person's yes."""
+        if self._setting.policies.epoch.resolver.is_observing:
+            return True
+        return action_id in self._setting.policies.epoch.resolver.actions and action_id not in out_of_reach(
+            self.resolution
+        )
 
     def start(self, payload: dict[str, object]) -> None:
         """Write the first event. Called once, by the runtime.

@@ -49,6 +49,7 @@ class SqliteApprovals:
         try:
             question |= {"arguments": json.loads(canonical(pending.arguments)), "approvers": list(pending.approvers)}
             question["also_needed"] = [list(names) for names in pending.also_needed]
+            question["tool_call_id"] = pending.tool_call_id
         except UnrepresentableError as error:
             raise ApprovalError(f"the arguments cannot be kept: {error}") from error
         row = (
@@ -134,6 +135,7 @@ def _approval(
             arguments=dict(asked["arguments"]),
             approvers=tuple(asked["approvers"]),
             also_needed=tuple(tuple(names) for names in asked["also_needed"]),
+            tool_call_id=asked.get("tool_call_id"),
             **{name: asked[name] for name in _QUESTION},
         )
     except (ValueError, TypeError, KeyError) as error:

@@ -40,6 +40,8 @@ class Stores:
             self._made.append(self.counters)
         else:
             self.counters = MemoryCounters() if counters is None else counters
+        self.outlive = approvals is not None
+        """Whether open questions outlive this process."""
         self.sidecar = None if sidecar is None else Sidecar(sidecar)
         if self.sidecar is not None:
             self._made.append(self.sidecar)

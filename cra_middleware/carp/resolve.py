@@ -124,6 +124,26 @@ def resolve(
     return resolution, records
 
 
+def out_of_reach(resolution: Resolution) -> frozenset[str]:
+    """The actions that no call could be allowed to use, now or in an hour: a model need not be shown them."""
+    passing = {item.constraint_id for item in resolution.constraints if item.type != "scope"}
+    timed = {
+        action
+        for item in resolution.constraints
+        if "time_window" in item.parameters
+        for action in _listed(item.parameters.get("actions"))
+    }
+    return frozenset(
+        item.action_id
+        for item in resolution.denied_actions
+        if item.policy_id not in passing and item.action_id not in timed
+    )
+
+
+def _listed(names: object) -> list[str]:
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
 def _capability_actions(atlases: Sequence[Atlas]) -> dict[str, set[str]]:
     """The actions of each declared capability; several Atlases may declare parts of one."""
     known: dict[str, set[str]] = {}

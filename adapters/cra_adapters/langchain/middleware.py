@@ -205,11 +205,10 @@ class CRAMiddleware(AgentMiddleware[CRAState, Any, Any]):
     def _prompt(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
         session = self.find_session(request.state)
         if self._hide_denied:
-            denied = _denied_for_good(session)
             shown = [
                 tool
                 for tool in request.tools
-                if not isinstance(tool, BaseTool) or self.target_of(tool.name, tool).action_id not in denied
+                if not isinstance(tool, BaseTool) or session.can_reach(self.target_of(tool.name, tool).action_id)
             ]
             if len(shown) != len(request.tools):
                 request = request.override(tools=shown)
@@ -283,27 +282,6 @@ class _Gate:
 
     def _message(self, text: str) -> ToolMessage:
         return ToolMessage(text, name=self._call["name"], tool_call_id=self._call["id"] or "", status="error")
-
-
-def _denied_for_good(session: Session) -> set[str]:
-    """The actions that no call could be allowed to use, now or in an hour."""
-    resolution = session.resolution
-    passing = {item.constraint_id for item in resolution.constraints if item.type != "scope"}
-    timed = {
-        action
-        for item in resolution.constraints
-        if "time_window" in item.parameters
-        for action in _listed(item.parameters.get("actions"))
-    }
-    return {
-        item.action_id
-        for item in resolution.denied_actions
-        if item.policy_id not in passing and item.action_id not in timed
-    }
-
-
-def _listed(names: object) -> list[str]:
-    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def _keep_session(result: Any) -> Any:

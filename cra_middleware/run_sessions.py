@@ -1,0 +1,122 @@
+"""Which session governs a call that a framework makes: by the run it belongs to, and by the agent that makes it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+
+from cra_middleware._fork import tell_child
+from cra_middleware.approvals import State
+from cra_middleware.errors import ChainBroken, NoActiveSession, SinkError
+from cra_middleware.runtime import Runtime
+from cra_middleware.session import Session, current_session
+
+MAX_RUNS = 4096
+"""Runs that are remembered; beyond it the one unused longest is ended."""
+
+_LIVE: tuple[State, ...] = ("pending", "approved", "rejected")
+
+_logger = logging.getLogger("cra_middleware")
+
+
+class RunSessions:
+    """The current session, where there is one; else one for each run. Safe under threads and tasks.
+
+    An agent other than the one that a run began with gets a session of its own below the run's, and so does an agent
+    that runs inside a tool of another one.
+    """
+
+    def __init__(self, runtime: Runtime | None, agent_id: str, goal: str) -> None:
+        """``agent_id`` names an agent that the framework has no name for; ``goal`` is recorded for each session."""
+        self._runtime = runtime
+        self._agent_id = agent_id
+        self._goal = goal
+        self._lock = threading.RLock()
+        self._runs: OrderedDict[str | None, Session] = OrderedDict()
+        self._leads: OrderedDict[tuple[str, str | None], str] = OrderedDict()
+        self._others: dict[tuple[str, str], Session] = {}
+        tell_child(self)
+
+    def forked(self) -> None:
+        """In a forked child: another thread of the parent's may have held the lock."""
+        self._lock = threading.RLock()
+
+    def find(
+        self, run: str | None, agent: str | None, call_id: str | None, caller: tuple[Session, str | None] | None
+    ) -> Session:
+        """The session for a call of ``agent`` in ``run``; ``caller`` is whose tool it is made inside of.
+
+        A run that goes on in another process finds its session by ``call_id``, the call that waits for a person.
+
+        Raises:
+            NoActiveSession: when there is none, and no runtime to open one.
+            SinkError: when one cannot be opened.
+            ValueError: when the agent has a name that no agent can have.
+        """
+        current = self._current()
+        with self._lock:
+            if current is not None and caller is not None and caller[0] is current:
+                lead = caller[1] or current.facts.agent_id
+                root = current
+            else:
+                root = current or self._root(run, agent, call_id)
+                lead = self._leads.setdefault((root.id, run), agent or root.facts.agent_id)
+                while len(self._leads) > MAX_RUNS:
+                    self._leads.popitem(last=False)
+            return root if agent is None or agent in (lead, root.facts.agent_id) else self._below(root, agent)
+
+    def end(self, run: str | None) -> None:
+        """``run`` is over: end its session, unless a person is still being asked in it."""
+        with self._lock:
+            session = self._runs.get(run)
+            if session is None or session.is_waiting:
+                return
+            del self._runs[run]
+        session.end()
+
+    def _current(self) -> Session | None:
+        current = current_session()
+        if current is None or self._runtime is None or self._runtime.find(current.id) is current:
+            return current
+        return None
+
+    def _root(self, run: str | None, agent: str | None, call_id: str | None) -> Session:
+        if self._runtime is None:
+            raise NoActiveSession("no session is active; open one: with runtime.session(...):, or pass a runtime")
+        known = self._runs.get(run)
+        if known is None or not known.is_open:
+            known = self._waiting(self._runtime, call_id)
+            known = known or self._runtime.session(agent or self._agent_id, self._goal, external_id=run)
+        self._runs[run] = known
+        self._runs.move_to_end(run)
+        while len(self._runs) > MAX_RUNS:
+            _, oldest = self._runs.popitem(last=False)
+            if not oldest.is_busy:
+                oldest.end()
+        return known
+
+    def _waiting(self, runtime: Runtime, call_id: str | None) -> Session | None:
+        """The session in which a call of this id was stopped until a person says yes or no."""
+        if call_id is None:
+            return None
+        live = [item for state in _LIVE for item in runtime.approvals.list(state)]
+        asked = {item.pending.session_id for item in live if item.pending.tool_call_id == call_id}
+        if len(asked) != 1:
+            return None
+        session_id = asked.pop()
+        try:
+            return runtime.resume(session_id, keep=True)
+        except (ChainBroken, SinkError) as error:
+            _logger.warning("session %s cannot go on, a new one is begun: %s", session_id, error)
+            return None
+
+    def _below(self, root: Session, agent: str) -> Session:
+        known = self._others.get((root.id, agent))
+        if known is None or not known.is_open:
+            if self._runtime is None:
+                return root
+            known = self._runtime.session(agent, self._goal, parent=root)
+            self._others = {key: item for key, item in self._others.items() if item.is_open}
+            self._others[root.id, agent] = known
+        return known
