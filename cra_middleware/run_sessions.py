@@ -76,10 +76,11 @@ class RunSessions:
         session.end()
 
     def _current(self) -> Session | None:
+        """The current session: one of another runtime's is none of ours, one that is over refuses."""
         current = current_session()
-        if current is None or self._runtime is None or self._runtime.find(current.id) is current:
+        if current is None or self._runtime is None or not current.is_open:
             return current
-        return None
+        return current if self._runtime.find(current.id) is current else None
 
     def _root(self, run: str | None, agent: str | None, call_id: str | None) -> Session:
         if self._runtime is None:

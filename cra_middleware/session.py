@@ -20,8 +20,8 @@ from cra_middleware.carp.policy import Facts
 from cra_middleware.carp.resolve import out_of_reach
 from cra_middleware.errors import CallRefused, SinkError
 from cra_middleware.interceptor import Flow, arun, run
-from cra_middleware.open_call import OpenCall
 from cra_middleware.keeping import Recorder
+from cra_middleware.open_call import OpenCall
 from cra_middleware.setting import Identity, Setting
 from cra_middleware.signatures import bind_arguments, describe
 from cra_middleware.standing import Standing
