@@ -91,8 +91,8 @@ class Desk:
         asked = self.approver or approver
         try:
             known = self._known(attempt, ask, epoch, now_us())
-            if known is not None and known.state == "rejected" and asked is not None:
-                known = None  # whoever said no is there to be asked again
+            if known is not None and known.state == "rejected" and asked is not None and not hasattr(asked, "suspends"):
+                known = None  # whoever said no is there to be asked again; a run is not stopped twice for one question
             if known is not None and known.state == "approved":
                 return Granted(known.pending, known.by or "approver")
             if known is not None and known.state == "rejected":

@@ -11,14 +11,16 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 
-from cra_middleware.approvals import Approver
+import orjson
+
+from cra_middleware.approvals import ApprovalError, Approver
 from cra_middleware.carp.call import Target, ToolCall
 from cra_middleware.errors import AuditUnavailable, CallRefused, NoActiveSession, SinkError
 from cra_middleware.open_call import OpenCall
@@ -69,6 +71,7 @@ class EnforcementPoint:
         description: str = "",
         schema: Mapping[str, Any] | None = None,
         origin: str | None = None,
+        without: Collection[str] = (),
     ) -> GovernedTool:
         """One of the framework's tools.
 
@@ -79,19 +82,22 @@ class EnforcementPoint:
             description: what a model is told about it. ``atlas.lock`` holds a tool to it and to ``schema``.
             schema: of its arguments, as a model is shown it.
             origin: the server or the class it comes from, for the trace, where it has no function.
+            without: parameters of ``body`` that the framework fills itself, which are no arguments of a call.
         """
         title = f"{origin or self.framework}.{name}" if body is None else describe(body)
         if not title.endswith(f".{name}"):
             title = f"{title}/{name}"
         named = declared or getattr(body, "cra_action", None)
         declared = named if isinstance(named, str) else None
-        return GovernedTool(self, name, title, declared, body, description, schema)
+        defaults = {} if body is None else _defaults(body, without)
+        return GovernedTool(self, name, title, declared, body, description, schema, defaults, frozenset(without))
 
-    def session(self, *, run: str | None = None, agent: str | None = None, call_id: str | None = None) -> Session:
+    def session(self, *, run: str | None = None, agent: str | None = None, resumed: Collection[str] = ()) -> Session:
         """The session that governs a call of ``agent`` in ``run``.
 
         The current session, where there is one; else one for each run, and one for all calls that belong to none. An
-        agent other than the one that a run began with, and one inside another's tool, gets its own below that.
+        agent other than the one that a run began with, and one inside another's tool, gets its own below that. A run
+        that is gone on with finds its session by the ids of its calls that were stopped, ``resumed``.
 
         Raises:
             CallRefused: when there is none, or none can be opened.
@@ -99,7 +105,7 @@ class EnforcementPoint:
         inside = _running.get()
         caller = None if inside is None else (inside.session, inside.agent)
         try:
-            return self._sessions.find(run, agent, call_id, caller)
+            return self._sessions.find(run, agent, resumed, caller)
         except CallRefused:
             raise
         except SinkError as error:
@@ -111,6 +117,22 @@ class EnforcementPoint:
     def end(self, run: str | None) -> None:
         """The framework says that ``run`` is over: its session ends, unless a person is still being asked in it."""
         self._sessions.end(run)
+
+    def answer(self, call_id: str, *, approved: bool, by: str, reason: str | None = None) -> None:
+        """A person answered the question about a call by the framework's own means, which does not call it again.
+
+        Nothing happens where no question about a call of this id is open.
+        """
+        if self._runtime is None:
+            return
+        for waiting in self._runtime.approvals.list("pending"):
+            if waiting.pending.tool_call_id == call_id:
+                try:
+                    approvals = self._runtime.approvals
+                    answer = approvals.approve if approved else approvals.reject
+                    answer(waiting.pending.approval_id, by=by, reason=reason)
+                except ApprovalError as error:  # answered or expired meanwhile: it counts as it stands
+                    _logger.warning("an answer does not count: %s", error)
 
     def target(self, name: str, declared: str | None = None) -> Target:
         """What a tool stands for now.
@@ -143,6 +165,10 @@ class GovernedTool:
     body: Callable[..., object] | None
     description: str
     schema: Mapping[str, Any] | None
+    defaults: Mapping[str, object]
+    """What its body fills in for arguments that are not given."""
+    without: frozenset[str]
+    """What the framework gives the body beside the arguments."""
 
     def call(
         self,
@@ -156,7 +182,8 @@ class GovernedTool:
         """A call of it, not yet decided.
 
         Args:
-            arguments: by name, as the body is about to get them; what is no mapping is refused and recorded.
+            arguments: by name, as the body is about to get them, its defaults aside; what is no mapping is refused
+                and recorded.
             call_id: the framework's id of the call.
             agent: the framework's name of the agent that calls.
             run: the framework's id of the run, thread or conversation.
@@ -165,17 +192,34 @@ class GovernedTool:
         Raises:
             CallRefused: when no session governs it.
         """
-        session = self.point.session(run=run, agent=agent, call_id=call_id)
+        session = self.point.session(run=run, agent=agent, resumed=() if call_id is None else (call_id,))
         target = self.point.target(self.name, self.declared)
         try:
             if not isinstance(arguments, Mapping):
                 raise TypeError(f"the arguments are no object but a {type(arguments).__name__}")
-            frozen = target.call(self.title, arguments, call_id)
+            given = {key: value for key, value in arguments.items() if key not in self.without}
+            frozen = target.call(self.title, {**self.defaults, **given}, call_id)
         except Exception as error:  # noqa: BLE001  foreign arguments: a call that cannot be read is recorded and denied
             frozen = target.call(self.title, {}, call_id)._replace(problem=str(error) or type(error).__name__)
         if agent is not None:
             frozen = frozen._replace(agent_name=agent)
         return GovernedCall(session, frozen, _governed_inside(self.body), approver, agent)
+
+    def missing(self, arguments: object, *, call_id: str | None, agent: str | None, run: str | None) -> CallRefused:
+        """Record a call of a tool that the framework does not have, and return the refusal.
+
+        Raises:
+            CallRefused: when it cannot be recorded.
+        """
+        call = self.call(_object(arguments), call_id=call_id, agent=agent, run=run)
+        try:
+            return call.run(_no_tool)
+        except AuditUnavailable:
+            raise
+        except CallRefused as refusal:
+            return refusal
+        except LookupError:  # its name is one of an action that is allowed: recorded as failed
+            return CallRefused(f"there is no tool named {self.name!r}", code="unknown_action")
 
     def is_shown(self, session: Session) -> bool:
         """Whether some call of it could ever be allowed: a model need not be shown the others."""
@@ -247,8 +291,6 @@ def govern_function(
     fn: Callable[..., Any],
     prepare: Callable[[dict[str, object]], GovernedCall],
     refused: Callable[[CallRefused], Any],
-    *,
-    without: frozenset[str] = frozenset(),
 ) -> Callable[..., Any]:
     """``fn``, decided each time it is called; a coroutine function stays one, and signature and hints stay.
 
@@ -256,7 +298,6 @@ def govern_function(
         fn: a function or a coroutine function.
         prepare: makes the call from the arguments that the body of ``fn`` gets, defaults included.
         refused: what the framework is given instead of a result; it may raise.
-        without: parameters that the framework fills itself, which are no arguments of the call.
     """
 
     def asked(args: tuple[object, ...], kwargs: dict[str, object]) -> GovernedCall:
@@ -264,7 +305,7 @@ def govern_function(
             arguments = bind_arguments(fn, args, kwargs)
         except TypeError as error:
             raise prepare(dict(kwargs)).reject(str(error)) from None
-        return prepare({key: value for key, value in arguments.items() if key not in without})
+        return prepare(arguments)
 
     if inspect.iscoroutinefunction(fn):
 
@@ -324,6 +365,30 @@ def _numbers(text: str) -> tuple[int, ...]:
         if digits != part:  # 1.0rc2 and the like
             break
     return tuple(numbers)
+
+
+def _defaults(body: Callable[..., object], without: Collection[str]) -> dict[str, object]:
+    try:
+        parameters = inspect.signature(body).parameters.values()
+    except (TypeError, ValueError):  # a builtin without a signature
+        return {}
+    return {
+        item.name: item.default for item in parameters if item.default is not item.empty and item.name not in without
+    }
+
+
+def _object(arguments: object) -> object:
+    """Arguments that a model wrote as JSON text, read."""
+    if isinstance(arguments, (str, bytes)):
+        try:
+            return orjson.loads(arguments or b"{}")
+        except ValueError:
+            return arguments
+    return {} if arguments is None else arguments
+
+
+def _no_tool() -> CallRefused:
+    raise LookupError("there is no such tool")
 
 
 def _governed_inside(body: object) -> object:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
+from collections.abc import Collection
 
 from cra_middleware._fork import tell_child
 from cra_middleware.approvals import State
@@ -43,11 +44,16 @@ class RunSessions:
         self._lock = threading.RLock()
 
     def find(
-        self, run: str | None, agent: str | None, call_id: str | None, caller: tuple[Session, str | None] | None
+        self,
+        run: str | None,
+        agent: str | None,
+        call_ids: Collection[str],
+        caller: tuple[Session, str | None] | None,
     ) -> Session:
         """The session for a call of ``agent`` in ``run``; ``caller`` is whose tool it is made inside of.
 
-        A run that goes on in another process finds its session by ``call_id``, the call that waits for a person.
+        A run that goes on in another process finds its session by one of ``call_ids``: the call that waits
+        for a person.
 
         Raises:
             NoActiveSession: when there is none, and no runtime to open one.
@@ -60,7 +66,7 @@ class RunSessions:
                 lead = caller[1] or current.facts.agent_id
                 root = current
             else:
-                root = current or self._root(run, agent, call_id)
+                root = current or self._root(run, agent, call_ids)
                 lead = self._leads.setdefault((root.id, run), agent or root.facts.agent_id)
                 while len(self._leads) > MAX_RUNS:
                     self._leads.popitem(last=False)
@@ -82,12 +88,12 @@ class RunSessions:
             return current
         return current if self._runtime.find(current.id) is current else None
 
-    def _root(self, run: str | None, agent: str | None, call_id: str | None) -> Session:
+    def _root(self, run: str | None, agent: str | None, call_ids: Collection[str]) -> Session:
         if self._runtime is None:
             raise NoActiveSession("no session is active; open one: with runtime.session(...):, or pass a runtime")
         known = self._runs.get(run)
         if known is None or not known.is_open:
-            known = self._waiting(self._runtime, call_id)
+            known = self._waiting(self._runtime, call_ids)
             known = known or self._runtime.session(agent or self._agent_id, self._goal, external_id=run)
         self._runs[run] = known
         self._runs.move_to_end(run)
@@ -97,12 +103,12 @@ class RunSessions:
                 oldest.end()
         return known
 
-    def _waiting(self, runtime: Runtime, call_id: str | None) -> Session | None:
-        """The session in which a call of this id was stopped until a person says yes or no."""
-        if call_id is None:
+    def _waiting(self, runtime: Runtime, call_ids: Collection[str]) -> Session | None:
+        """The session in which one of these calls was stopped until a person says yes or no."""
+        if not call_ids:
             return None
         live = [item for state in _LIVE for item in runtime.approvals.list(state)]
-        asked = {item.pending.session_id for item in live if item.pending.tool_call_id == call_id}
+        asked = {item.pending.session_id for item in live if item.pending.tool_call_id in call_ids}
         if len(asked) != 1:
             return None
         session_id = asked.pop()

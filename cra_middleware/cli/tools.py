@@ -20,7 +20,7 @@ def tools_from(source: str) -> tuple[str, list[ToolSketch]]:
     if not framework.isidentifier() or not module or not attribute:
         raise stop(f"--from takes FRAMEWORK:MODULE:NAME, such as langchain:my_agent:tools, not {source!r}", 2)
     try:
-        adapter = importlib.import_module(f"cra_adapters.{framework}.describe")
+        adapter = importlib.import_module(f"cra_adapters.{framework}")
     except ImportError as error:
         hint = f"is it installed? pip install 'cra-middleware[{framework}]'"
         raise stop(f"no adapter can describe tools of {framework} ({error}); {hint}", 1) from None

@@ -85,10 +85,10 @@ def unknown_tool(bench: Workbench) -> None:
 
 def undeclared_action(bench: Workbench) -> None:
     """A tool that stands for no declared action does not run."""
-    runtime = bench.runtime(adapters={"any": {"tools": {"remove": "no.such.action"}}})
-    bench.subject.run(replace(bench.task([REMOVE]), runtime=runtime))
+    runtime = bench.runtime(adapters={"any": {"tools": {}}})
+    bench.subject.run(replace(bench.task([LOOKUP]), runtime=runtime))
     assert bench.bodies.ran == []
-    assert bench.evidence().denials("no.such.action") == ["unknown_action"]
+    assert bench.evidence().denials("lookup") == ["unknown_action"]
 
 
 def tool_raises(bench: Workbench) -> None:

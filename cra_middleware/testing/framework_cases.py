@@ -71,7 +71,7 @@ def _two_agents(bench: Workbench, task: Any) -> None:
     started = {payload["agent_id"]: payload for payload in bench.evidence().of("session.started")}
     ids = {events[0].payload["agent_id"]: session for session, events in bench.evidence().sessions.items()}
     assert set(started) == {"worker", "helper"}
-    assert started["helper"]["parent_session_id"] == ids["worker"]
+    assert started["helper"]["metadata"]["parent_session_id"] == ids["worker"]
 
 
 def hidden_tools(bench: Workbench) -> None:

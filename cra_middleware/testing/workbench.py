@@ -75,7 +75,7 @@ ATLAS: dict[str, Any] = {
             "policy_id": "often",
             "type": "rate_limit",
             "actions": ["*"],
-            "parameters": {"max_requests": 1000, "window_seconds": 60},
+            "parameters": {"max_calls": 1000, "window_seconds": 60},
         },
     ],
     "context_blocks": [{"context_id": "tone", "content": "Be kind.", "inject_mode": "always"}],

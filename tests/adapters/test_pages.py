@@ -1,0 +1,35 @@
+"""The pages about frameworks: every block of Python runs as it stands, where its framework is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted((ROOT / "docs" / "frameworks").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_page(page: Path, tmp_path: Path) -> None:
+    """Each block is a program of its own, started where the examples are."""
+    text = page.read_text()
+    needs = re.match(r"<!-- needs: ([\w. ]+) -->\n", text)
+    assert needs, 'the first line says what the page needs: <!-- needs: module -->, or "nothing"'
+    for module in needs[1].split():
+        if module != "nothing" and importlib.util.find_spec(module.partition(".")[0]) is None:
+            pytest.skip(f"{module} is not installed")
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert blocks or needs[1] == "nothing", "a page shows how it is done"
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "CRA_"))}
+    for number, block in enumerate(blocks):
+        done = subprocess.run(
+            [sys.executable, "-c", block], cwd=tmp_path, env=clean, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, f"block {number} of {page.name}:\n{done.stderr}"
