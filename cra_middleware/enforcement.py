@@ -15,19 +15,22 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 
 import orjson
 
 from cra_middleware.approvals import ApprovalError, Approver
+from cra_middleware.atlas.lock import tool_digest
 from cra_middleware.carp.call import Target, ToolCall
 from cra_middleware.errors import AuditUnavailable, CallRefused, NoActiveSession, SinkError
 from cra_middleware.open_call import OpenCall
 from cra_middleware.run_sessions import RunSessions
 from cra_middleware.runtime import Runtime
+from cra_middleware.seams import require
 from cra_middleware.session import Session, current_session
 from cra_middleware.signatures import bind_arguments, describe
+
+__all__ = ["EnforcementPoint", "GovernedCall", "GovernedTool", "OpenCall", "govern_function", "require"]
 
 T = TypeVar("T")
 
@@ -71,6 +74,7 @@ class EnforcementPoint:
         description: str = "",
         schema: Mapping[str, Any] | None = None,
         origin: str | None = None,
+        source: str | None = None,
         without: Collection[str] = (),
     ) -> GovernedTool:
         """One of the framework's tools.
@@ -82,6 +86,7 @@ class EnforcementPoint:
             description: what a model is told about it. ``atlas.lock`` holds a tool to it and to ``schema``.
             schema: of its arguments, as a model is shown it.
             origin: the server or the class it comes from, for the trace, where it has no function.
+            source: whose tools an ``atlas.lock`` lists it under; the framework, if nothing is said.
             without: parameters of ``body`` that the framework fills itself, which are no arguments of a call.
         """
         title = f"{origin or self.framework}.{name}" if body is None else describe(body)
@@ -90,7 +95,18 @@ class EnforcementPoint:
         named = declared or getattr(body, "cra_action", None)
         declared = named if isinstance(named, str) else None
         defaults = {} if body is None else _defaults(body, without)
-        return GovernedTool(self, name, title, declared, body, description, schema, defaults, frozenset(without))
+        return GovernedTool(
+            self,
+            name,
+            source or self.framework,
+            title,
+            declared,
+            body,
+            description,
+            schema,
+            defaults,
+            frozenset(without),
+        )
 
     def session(self, *, run: str | None = None, agent: str | None = None, resumed: Collection[str] = ()) -> Session:
         """The session that governs a call of ``agent`` in ``run``.
@@ -159,6 +175,8 @@ class GovernedTool:
 
     point: EnforcementPoint
     name: str
+    source: str
+    """Where it comes from, as ``atlas.lock`` says it."""
     title: str
     """How the trace names it: module and qualified name, or server and tool."""
     declared: str | None
@@ -203,6 +221,9 @@ class GovernedTool:
             frozen = target.call(self.title, {}, call_id)._replace(problem=str(error) or type(error).__name__)
         if agent is not None:
             frozen = frozen._replace(agent_name=agent)
+        distrust = self._distrust(session)
+        if distrust is not None:
+            frozen = frozen._replace(distrust=distrust)
         return GovernedCall(session, frozen, _governed_inside(self.body), approver, agent)
 
     def missing(self, arguments: object, *, call_id: str | None, agent: str | None, run: str | None) -> CallRefused:
@@ -222,8 +243,14 @@ class GovernedTool:
             return CallRefused(f"there is no tool named {self.name!r}", code="unknown_action")
 
     def is_shown(self, session: Session) -> bool:
-        """Whether some call of it could ever be allowed: a model need not be shown the others."""
+        """Whether some call of it could ever be allowed: a model need not be shown the others, nor be told by one that
+        changed since it was looked at."""
+        if self._distrust(session) is not None and not session.is_observing:
+            return False
         return session.can_reach(self.point.target(self.name, self.declared).action_id)
+
+    def _distrust(self, session: Session) -> str | None:
+        return session.distrust(self.source, self.name, lambda: tool_digest(self.name, self.description, self.schema))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -326,45 +353,6 @@ def govern_function(
             return refused(refusal)
 
     return governed_function
-
-
-def require(distribution: str, floor: str, seams: Mapping[object, tuple[str, ...]] | None = None) -> None:
-    """Refuse to govern with a framework that is too old, or that lost a hook.
-
-    Args:
-        distribution: as PyPI names it.
-        floor: the oldest version that was tested.
-        seams: classes or modules of the framework, each with the names that the adapter stands on.
-
-    Raises:
-        RuntimeError: when the version is below ``floor``, or a name is missing.
-    """
-    try:
-        found = version(distribution)
-    except PackageNotFoundError:
-        raise RuntimeError(f"{distribution} is not installed; this adapter needs {distribution}>={floor}") from None
-    if _numbers(found) < _numbers(floor):
-        raise RuntimeError(f"{distribution} {found} is too old to be governed; this adapter needs >={floor}")
-    missing = [
-        f"{getattr(owner, '__name__', owner)}.{name}"
-        for owner, names in (seams or {}).items()
-        for name in names
-        if not hasattr(owner, name)
-    ]
-    if missing:
-        raise RuntimeError(f"{distribution} {found} has no {', '.join(missing)}: tools cannot be governed with it")
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    numbers = []
-    for part in text.split("."):
-        digits = "".join(letter for letter in part if letter.isdigit()) if part[:1].isdigit() else ""
-        if not digits:
-            break
-        numbers.append(int(digits))
-        if digits != part:  # 1.0rc2 and the like
-            break
-    return tuple(numbers)
 
 
 def _defaults(body: Callable[..., object], without: Collection[str]) -> dict[str, object]:

@@ -66,6 +66,15 @@ class Epoch:
             return Target(actions[tool_name])
         return self.resolver.mapped(tool_name, framework) or Target(declared or tool_name)
 
+    def distrust(self, source: str, name: str, described: Callable[[], str]) -> str | None:
+        """Why a tool is not one that was looked at, as the Atlases' locks say; ``described`` gives its digest."""
+        locks = [atlas.lock for atlas in self.atlases if atlas.lock is not None and source in atlas.lock.tools]
+        if not locks:
+            return None
+        digest = described()
+        problems = [lock.problem(source, name, digest) for lock in locks]
+        return None if None in problems else problems[0]
+
     def freeze(self, action_id: str, tool_name: str, arguments: Mapping[str, object]) -> ToolCall:
         """The call of a function as an action, or as a tool that the Atlases map to one.
 

@@ -96,6 +96,11 @@ class Session:
         return self._state == "closed"
 
     @property
+    def is_observing(self) -> bool:
+        """Whether nothing is enforced, only recorded."""
+        return self._setting.policies.epoch.resolver.is_observing
+
+    @property
     def is_busy(self) -> bool:
         """Whether a tool is running, or a stream is open."""
         return self._calls.is_busy
@@ -225,9 +230,13 @@ class Session:
         """What a tool stands for, as ``Runtime.target_for`` says."""
         return self._setting.policies.epoch.target_for(tool_name, framework, declared, actions)
 
+    def distrust(self, source: str, tool_name: str, described: Callable[[], str]) -> str | None:
+        """Why a tool is not one that was looked at, as ``atlas.lock`` says; ``described`` gives its digest."""
+        return self._setting.policies.epoch.distrust(source, tool_name, described)
+
     def can_reach(self, action_id: str) -> bool:
         """Whether some call of the action could be allowed, now or in an hour, with or without a person's yes."""
-        if self._setting.policies.epoch.resolver.is_observing:
+        if self.is_observing:
             return True
         return action_id in self._setting.policies.epoch.resolver.actions and action_id not in out_of_reach(
             self.resolution

@@ -18,7 +18,7 @@ ADAPTERS = ROOT / "adapters" / "cra_adapters"
 
 # Every floor may import the floors before it, and its own.
 FLOORS: list[set[str]] = [
-    {"errors", "_canonical", "_clock", "_fork", "_ids", "_sqlite_file", "signatures", "leaving"},
+    {"errors", "_canonical", "_clock", "_fork", "_ids", "_sqlite_file", "seams", "signatures", "leaving"},
     {"atlas"},  # atlas and trace do not know each other
     {"trace"},
     {"carp"},

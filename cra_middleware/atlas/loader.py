@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -20,6 +21,8 @@ from pydantic import JsonValue, ValidationError
 
 from cra_middleware._canonical import digest
 from cra_middleware.atlas.findings import Finding, Origins, Place, check, finding, shape_findings
+from cra_middleware.atlas.lock import NAME as LOCK
+from cra_middleware.atlas.lock import Lock, parse_lock
 from cra_middleware.atlas.manifest import Manifest
 from cra_middleware.atlas.rules import compile_rule
 from cra_middleware.atlas.yaml_text import NotYamlError, read_yaml
@@ -41,6 +44,8 @@ class Atlas:
     """Text by the path that a context pack names it with."""
     findings: tuple[Finding, ...] = ()
     """Warnings; an Atlas with errors is never made."""
+    lock: Lock | None = None
+    """The tools that were looked at; None when there is no ``atlas.lock``."""
 
     @classmethod
     def load(cls, path: str | Path) -> Atlas:
@@ -68,10 +73,12 @@ class Atlas:
 
     @cached_property
     def policy_digest(self) -> str:
-        """SHA-256 of everything a decision depends on: actions, capabilities, policies and tool maps, as read."""
+        """SHA-256 of everything a decision depends on: actions, capabilities, policies, tool maps and lock, as read."""
         keys = {"atlas_id", "version", "actions", "capabilities", "policies", "adapters"}
         # without what is not said, so that a word which a later version adds changes no digest
         read = self.manifest.model_dump(mode="json", include=keys, exclude_none=True)
+        if self.lock is not None:
+            read["lock"] = {source: dict(names) for source, names in self.lock.tools.items()}
         # not canonical(): the keys of a schema may be regular expressions, which the safe profile has no text for
         return digest(json.dumps(read, sort_keys=True, separators=(",", ":")).encode())
 
@@ -104,8 +111,11 @@ def inspect(path: Path) -> tuple[Atlas | None, tuple[Finding, ...]]:
         for key in _MERGED:
             _merge(raw, key, root, origins, findings)
         _merge_adapters(raw, root, findings)
+    lock = _lock(root, findings) if file.name in MANIFESTS else None
     atlas, more = _build(raw, origins, file.name, root)
-    return (None if findings else atlas), (*findings, *more)
+    if atlas is None or findings:
+        return None, (*findings, *more)
+    return (atlas if lock is None else replace(atlas, lock=lock)), more
 
 
 def _no_manifest(folder: Path, names: Sequence[str]) -> Finding:
@@ -231,6 +241,22 @@ def _merge_adapters(raw: dict[str, JsonValue], root: Path, findings: list[Findin
         if framework in adapters:
             findings.append(finding("E005", Place(name, ""), f"adapter {framework!r} is given twice", "keep one"))
         adapters[framework] = content
+
+
+def _lock(root: Path, findings: list[Finding]) -> Lock | None:
+    if not os.path.lexists(root / LOCK):
+        return None
+    problem = path_problem(root, LOCK)
+    place = Place(LOCK, "")
+    if problem is not None:
+        findings.append(finding("E002", place, problem, "put the lock itself into the folder"))
+        return None
+    content = _read(root / LOCK, LOCK, findings)
+    try:
+        return None if content is None else parse_lock(content)
+    except ValueError as error:
+        findings.append(finding("E004", place, str(error), "write it with: cra atlas lock"))
+        return None
 
 
 def _entries(root: Path, key: str, findings: list[Finding]) -> Iterator[tuple[str, JsonValue]]:

@@ -101,6 +101,8 @@ class ToolCall(NamedTuple):
     """Why the arguments cannot be written down; such a call is denied."""
     tool_call_id: str | None = None
     agent_name: str | None = None
+    distrust: str | None = None
+    """Why the tool is not the one that was looked at; such a call is denied."""
 
     @classmethod
     def freeze(

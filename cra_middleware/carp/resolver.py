@@ -135,6 +135,11 @@ class Resolver:
         arguments = call.arguments
         situation = Situation(facts, arguments, now_us)
         shadows: tuple[Shadow, ...] = ()
+        if call.distrust is not None:
+            changed = Deny("unknown_action", f"action:{call.action_id}", call.distrust)
+            if not self.is_observing:
+                return changed
+            shadows += (_shadow(changed),)
         for rule in action.deny:
             if rule.holds(situation):
                 if rule.is_enforced:
