@@ -35,7 +35,7 @@ FLOORS: list[set[str]] = [
     {"runtime", "decorators"},
     {"run_sessions"},
     {"enforcement"},
-    {"lines", "policy_tests", "replay", "sketch", "testing", "trace_page"},
+    {"lines", "openapi_tools", "policy_tests", "replay", "sketch", "testing", "trace_page"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}

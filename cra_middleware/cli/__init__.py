@@ -16,6 +16,7 @@ from cra_middleware.cli import (
     compare,
     heads,
     keys,
+    lock,
     personal,
     policy_tests,
     prune,
@@ -35,6 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 atlas.app.command("init", short_help="Make a first Atlas.")(sketch.init)
+atlas.app.command("lock", short_help="Hold tools to what they were.")(lock.lock_command)
 atlas.app.command("test", short_help="Run an Atlas's own tests.")(policy_tests.run_tests)
 app.add_typer(atlas.app, name="atlas")
 app.command("check")(check)
