@@ -299,8 +299,12 @@ class Runtime:
         extra = {"parent_session_id": requester.parent_session_id}
         return self._start(requester.session_id, task.goal, facts, extra, None, asked, False, None).resolution
 
-    def resume(self, session_id: str, *, context: Mapping[str, object] | None = None, keep: bool = False) -> Session:
+    def resume(
+        self, session_id: str, *, context: Mapping[str, object] | None = None, keep: bool = False, renew: bool = True
+    ) -> Session:
         """Go on with a detached session: its chain is verified again, a torn end is set aside and recorded.
+
+        Without ``renew`` its last resolution counts on while it is valid.
 
         With the default ``record="hash"`` a trace does not hold the session's context facts; give them again.
 
@@ -314,7 +318,7 @@ class Runtime:
                 return known
             if not known.is_closed:
                 raise ChainBroken(f"session {session_id} is being closed: a tool of it still runs")
-        session = self._opener.resume(session_id, context)
+        session = self._opener.resume(session_id, context, renew)
         self._sessions.remember(session, keep)
         return session
 

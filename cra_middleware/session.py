@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar, Token
 from types import TracebackType
@@ -18,6 +18,7 @@ from cra_middleware.carp.call import Target, ToolCall
 from cra_middleware.carp.messages import ContextBlockMessage, Request, Resolution
 from cra_middleware.carp.policy import Facts
 from cra_middleware.carp.resolve import out_of_reach
+from cra_middleware.elsewhere import ELSEWHERE
 from cra_middleware.errors import CallRefused, SinkError
 from cra_middleware.interceptor import Flow, arun, run
 from cra_middleware.keeping import Recorder
@@ -27,6 +28,7 @@ from cra_middleware.signatures import bind_arguments, describe
 from cra_middleware.standing import Standing
 from cra_middleware.trace.chain import Verdict, verify_lines
 from cra_middleware.trace.event import Event, EventType
+from cra_middleware.trace.let_run import LetRun
 from cra_middleware.trace.payloads import render
 from cra_middleware.trace.profiles import read
 from cra_middleware.trace.sink import SessionLog
@@ -50,7 +52,13 @@ class Session:
     """One agent's governed run. Many threads and tasks may share it; its chain stays one chain."""
 
     def __init__(
-        self, setting: Setting, identity: Identity, writer: ChainWriter, log: SessionLog, actions: int = 0
+        self,
+        setting: Setting,
+        identity: Identity,
+        writer: ChainWriter,
+        log: SessionLog,
+        actions: int = 0,
+        untold: Sequence[LetRun] = (),
     ) -> None:
         self._setting = setting
         self._identity = identity
@@ -59,7 +67,7 @@ class Session:
         self._log = log
         self._lock = threading.RLock()  # around the end; never held while a tool runs
         self._standing = Standing(setting, identity, writer, self._recorder, self.note)
-        self._calls = CallPath(setting, identity, writer, self._standing.at, self, _current, actions)
+        self._calls = CallPath(setting, identity, writer, self._standing.at, self, _current, actions, untold)
         self._state: Literal["open", "closing", "closed"] = "open"
         self._began_ns = setting.clock.monotonic_ns()
         self._tokens: list[Token[object]] = []
@@ -216,6 +224,30 @@ class Session:
         """As ``begin``, on an event loop."""
         return await OpenCall.abegin(self._calls.flow(call, approver=approver))
 
+    def let_run(self, call: ToolCall) -> LetRun:
+        """Authorise a call that another process runs, once; ``tell`` records its outcome, in whatever process.
+
+        Raises:
+            CallRefused: when the tool must not run.
+        """
+        self.begin(call).returned(ELSEWHERE)
+        return self.untold[-1]
+
+    @property
+    def untold(self) -> tuple[LetRun, ...]:
+        """The calls that were let run elsewhere, or in a process that died, and whose outcome nobody has told yet."""
+        return self._calls.untold
+
+    def tell(self, call: LetRun, by: str, error: tuple[str, str] | None = None, duration_ms: int | None = None) -> None:
+        """Record how a call of ``untold`` ended: ``by`` says so, and ``error`` is a code and a sentence.
+
+        Raises:
+            SessionEnded: when the session is over.
+            SinkError: when it cannot be kept.
+            ValueError: when the call is none of ``untold``.
+        """
+        self._calls.tell(call, by, error, duration_ms)
+
     def reject(self, call: ToolCall, reason: str) -> CallRefused:
         """Record a call whose arguments the framework itself refused, and return the refusal.
 
@@ -265,6 +297,10 @@ class Session:
             SinkError: when it cannot be recorded; the earlier resolution stays.
         """
         return self._standing.renew(request).resolution
+
+    def go_on(self, recorded: Event) -> None:
+        """Go on under a resolution of an earlier process. Called once, by the runtime."""
+        self._standing.go_on(recorded)
 
     def end(self, reason: EndReason = "completed", error: str | None = None) -> None:
         """Seal the chain. Calls that are running still record their outcome first; a second end does nothing.

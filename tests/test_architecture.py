@@ -28,14 +28,14 @@ FLOORS: list[set[str]] = [
     {"attempt"},
     {"desk", "keeping"},
     {"setting"},
-    {"call_flow", "admission", "standing"},
+    {"elsewhere", "call_flow", "admission", "standing"},
     {"session"},
     {"open_sessions", "opening", "telemetry"},
     {"evidence", "keys", "verification"},
     {"runtime", "decorators"},
     {"run_sessions"},
     {"enforcement"},
-    {"lines", "openapi_tools", "policy_tests", "replay", "sketch", "testing", "trace_page"},
+    {"coding_agents", "lines", "openapi_tools", "policy_tests", "replay", "sketch", "testing", "trace_page"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
