@@ -10,7 +10,7 @@ from cra_middleware.admission import check_text, identity_of
 from cra_middleware.carp.messages import Request
 from cra_middleware.carp.policy import Facts
 from cra_middleware.errors import SinkError
-from cra_middleware.session import Session
+from cra_middleware.local_session import LocalSession
 from cra_middleware.setting import Identity, Setting
 from cra_middleware.trace.chain import RECOVERED
 from cra_middleware.trace.recovery import POLICY_CHANGED, Reopened, reopen
@@ -38,7 +38,7 @@ class Opener:
         extra: Mapping[str, str | None],
         atlas_ids: Sequence[str] | None,
         request: Request | None,
-    ) -> Session:
+    ) -> LocalSession:
         """A new session, begun and resolved.
 
         Raises:
@@ -53,7 +53,7 @@ class Opener:
         try:
             identity = Identity(session_id, new_id(), new_id(), goal, facts, extra.get("subject"))
             writer = ChainWriter(log, setting.clock, session_id, identity.trace_id)
-            session = Session(setting, identity, writer, log)
+            session = LocalSession(setting, identity, writer, log)
             metadata = {
                 "policy_digest": epoch.policy_digest,
                 "mode": "enforce" if setting.on_shadow is None else "observe",
@@ -69,7 +69,7 @@ class Opener:
             raise
         return session
 
-    def resume(self, session_id: str, context: Mapping[str, object] | None, renew: bool = True) -> Session:
+    def resume(self, session_id: str, context: Mapping[str, object] | None, renew: bool = True) -> LocalSession:
         """A session of an earlier process, verified, and resolved anew where that is wanted or needed.
 
         Raises:
@@ -84,7 +84,7 @@ class Opener:
             found = reopen(log, session_id)
             identity = identity_of(found, context)
             writer = ChainWriter(log, setting.clock, session_id, identity.trace_id, found.end)
-            session = Session(setting, identity, writer, log, found.actions, found.untold)
+            session = LocalSession(setting, identity, writer, log, found.actions, found.untold)
             is_same = self._note_differences(session, found)
             if renew or not is_same or found.resolved is None:
                 session.resolve()
@@ -95,7 +95,7 @@ class Opener:
             raise
         return session
 
-    def _note_differences(self, session: Session, found: Reopened) -> bool:
+    def _note_differences(self, session: LocalSession, found: Reopened) -> bool:
         """Whether the policies are those that the session began under."""
         if found.torn is not None:
             message = "a torn end was moved to a quarantine; the chain goes on behind the last whole event"
