@@ -33,6 +33,7 @@ from cra_middleware.trace.commitments import Commitment
 from cra_middleware.trace.event import EventType
 from cra_middleware.trace.let_run import LetRun
 from cra_middleware.trace.redact import Shown
+from cra_middleware.trace.shared import EndedElsewhereError
 from cra_middleware.trace.writer import Entry
 
 MAX_RECORDED_BYTES = 1024 * 1024
@@ -345,8 +346,10 @@ def told(call: LetRun, by: str, error: tuple[str, str] | None, duration_ms: int,
     return Entry(call.span_id, call.parent_span_id, "action.executed", payloads.render(payload), now_us)
 
 
-def unavailable(call: ToolCall, error: SinkError) -> AuditUnavailable:
+def unavailable(call: ToolCall, error: SinkError) -> AuditUnavailable | SessionEnded:
     """The refusal of a call whose decision could not be recorded."""
+    if isinstance(error, EndedElsewhereError):
+        return SessionEnded(str(error), action_id=call.action_id)
     reason = f"the decision could not be recorded ({error}), so the tool did not run"
     return AuditUnavailable(reason, action_id=call.action_id)
 

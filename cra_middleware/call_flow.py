@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from functools import partial
@@ -28,7 +28,8 @@ from cra_middleware.keeping import Recorder, Waiting
 from cra_middleware.observer import Operation, Outcome
 from cra_middleware.policies import Epoch
 from cra_middleware.setting import Identity, Resolved, Setting
-from cra_middleware.trace.let_run import LetRun
+from cra_middleware.trace.event import Event
+from cra_middleware.trace.let_run import LetRun, Untold
 from cra_middleware.trace.payloads import render
 from cra_middleware.trace.writer import ChainWriter, Entry
 
@@ -53,7 +54,7 @@ class CallPath:
         session: object,
         current: ContextVar[object],
         actions: int,
-        untold: Sequence[LetRun] = (),
+        untold: Untold,
     ) -> None:
         """``resolved`` gives the resolution valid at a time; ``current`` holds ``session`` while a tool runs."""
         self._setting = setting
@@ -144,6 +145,12 @@ class CallPath:
             raise SessionEnded(f"session {self._identity.session_id} is over", action_id=call.action_id)
         self._elsewhere.tell(call, by, error, duration_ms)
         next(self._ran)
+
+    def heard(self, event: Event) -> None:
+        """Another process wrote this into the session's log."""
+        self._elsewhere.heard(event)
+        if event.event_type in ("action.executed", "action.failed"):
+            next(self._ran)
 
     def settle(self) -> None:
         """Write what is owed, and end what was closed in a finaliser.
@@ -308,9 +315,9 @@ class CallPath:
         assert isinstance(outcome, (Returned, Raised, Closed))
         if isinstance(outcome, Returned) and outcome.value is ELSEWHERE:
             self._commit(decision.reservations)  # whether it runs, nobody here will see: what it takes up stays taken
-            self._elsewhere.add(attempt)
+            let_run = self._elsewhere.add(attempt)
             attempt.operation.end(None)
-            return outcome
+            return Returned(let_run)
         duration_ms = max(0, (clock.monotonic_ns() - began_ns) // 1_000_000)
         if isinstance(outcome, Closed):
             self._close_stream(attempt, outcome, duration_ms, decision.reservations)

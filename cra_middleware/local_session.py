@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from cra_middleware._fork import tell_child
@@ -15,7 +16,7 @@ from cra_middleware.carp.messages import Request, Resolution
 from cra_middleware.carp.policy import Facts
 from cra_middleware.carp.resolve import out_of_reach
 from cra_middleware.elsewhere import ELSEWHERE
-from cra_middleware.errors import CallRefused, SinkError
+from cra_middleware.errors import CallRefused, ChainBroken, SessionEnded, SinkError
 from cra_middleware.interceptor import Flow
 from cra_middleware.keeping import Recorder
 from cra_middleware.session import CURRENT, EndReason, Session
@@ -23,13 +24,18 @@ from cra_middleware.setting import Identity, Setting
 from cra_middleware.standing import Standing
 from cra_middleware.trace.chain import Verdict, verify_lines
 from cra_middleware.trace.event import Event, EventType
-from cra_middleware.trace.let_run import LetRun
+from cra_middleware.trace.let_run import LetRun, Untold
 from cra_middleware.trace.payloads import render
 from cra_middleware.trace.profiles import read
+from cra_middleware.trace.shared import EndedElsewhereError
 from cra_middleware.trace.sink import SessionLog
 from cra_middleware.trace.writer import ChainWriter, Entry
 
 _logger = logging.getLogger("cra_middleware")
+
+
+class _NotLastError(Exception):
+    """Others wrote while a session's last event was being written."""
 
 
 class LocalSession(Session):
@@ -42,7 +48,7 @@ class LocalSession(Session):
         writer: ChainWriter,
         log: SessionLog,
         actions: int = 0,
-        untold: Sequence[LetRun] = (),
+        untold: Untold | None = None,
     ) -> None:
         super().__init__()
         self._setting = setting
@@ -52,7 +58,8 @@ class LocalSession(Session):
         self._log = log
         self._lock = threading.RLock()  # around the end; never held while a tool runs
         self._standing = Standing(setting, identity, writer, self._recorder, self.note)
-        self._calls = CallPath(setting, identity, writer, self._standing.at, self, CURRENT, actions, untold)
+        self._calls = CallPath(setting, identity, writer, self._standing.at, self, CURRENT, actions, untold or Untold())
+        writer.heard_by(self._calls.heard)
         self._state: Literal["open", "closing", "closed"] = "open"
         self._began_ns = setting.clock.monotonic_ns()
         self._children: list[LocalSession] = []
@@ -162,8 +169,9 @@ class LocalSession(Session):
         Raises:
             CallRefused: when the tool must not run.
         """
-        self.begin(call).returned(ELSEWHERE)
-        return self.untold[-1]
+        let_run = self.begin(call).returned(ELSEWHERE)
+        assert isinstance(let_run, LetRun)
+        return let_run
 
     @property
     def untold(self) -> tuple[LetRun, ...]:
@@ -230,6 +238,21 @@ class LocalSession(Session):
         """
         return self._standing.renew(request).resolution
 
+    def refresh(self) -> None:
+        """Read on what other processes wrote, where the session's log is one that several write.
+
+        Raises:
+            SessionEnded: when one of them ended it.
+            SinkError: when it cannot be read, or was changed.
+        """
+        try:
+            self._writer.refresh()
+        except EndedElsewhereError as error:
+            self.detach()
+            raise SessionEnded(str(error)) from error
+        except ChainBroken as error:
+            raise SinkError(str(error)) from error
+
     def go_on(self, recorded: Event) -> None:
         """Go on under a resolution of an earlier process. Called once, by the runtime."""
         self._standing.go_on(recorded)
@@ -268,19 +291,33 @@ class LocalSession(Session):
             payload: dict[str, object] = {
                 "reason": reason,
                 "duration_ms": max(0, (self._setting.clock.monotonic_ns() - self._began_ns) // 1_000_000),
-                "action_count": self._calls.actions_run(),
                 "error": error,
             }
             try:
                 self._recorder.keep_now()  # what is owed, tried again where it may go through
                 self._calls.settle()
-                payload["event_count"] = self._writer.end.sequence + 1
-                self._record("session.ended", payload)
+                self._record_end(payload)
                 self._forget()
             except SinkError as failure:
                 _logger.error("session %s ends unsealed: %s", self.id, failure)
             finally:  # an interrupt, too, must not leave the log locked
                 self._let_go()
+
+    def _record_end(self, payload: dict[str, object]) -> None:
+        """Write the last event, whose counts are those of the whole chain, whoever wrote it."""
+        for asked in itertools.count():
+            events = self._writer.end.sequence
+            payload |= {"event_count": events + 1, "action_count": self._calls.actions_run() - asked}
+
+            def is_last(events: int = events) -> None:
+                if self._writer.end.sequence != events:
+                    raise _NotLastError
+
+            try:
+                self._record("session.ended", payload, is_last)
+            except _NotLastError:
+                continue
+            return
 
     def _forget(self) -> None:
         """Nobody need answer for this session any more, nor know what only it and those below it have spent."""
@@ -302,8 +339,10 @@ class LocalSession(Session):
                 except SinkError as failure:
                     _logger.error("session %s could not be written to its end: %s", self.id, failure)
 
-    def _record(self, event_type: EventType, payload: dict[str, object]) -> None:
+    def _record(
+        self, event_type: EventType, payload: dict[str, object], only_if: Callable[[], None] | None = None
+    ) -> None:
         identity = self._identity
         entry = Entry(identity.span_id, None, event_type, render(payload), self._writer.now_us())
         keep = self._recorder.keep_now if event_type != "session.started" else self._writer.write
-        self._setting.observer.session(identity.subject, keep(entry))
+        self._setting.observer.session(identity.subject, keep(entry, only_if=only_if))

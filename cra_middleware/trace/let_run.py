@@ -28,6 +28,14 @@ class Untold:
         self._requested: dict[str, Event] = {}
         self._approved: dict[str, LetRun] = {}
 
+    def put(self, call: LetRun) -> None:
+        """Know of one whose events do not come by here."""
+        self._approved[call.execution_id] = call
+
+    def take(self, execution_id: str) -> bool:
+        """Know of one no more; whether it was there."""
+        return self._approved.pop(execution_id, None) is not None
+
     def add(self, event: Event) -> None:
         """Take one event."""
         kind, name = event.event_type, event.payload.get("execution_id")

@@ -9,16 +9,16 @@ disk, whole events behind the damage count as proof that it had.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cra_middleware._clock import parse_us
 from cra_middleware.errors import ChainBroken
 from cra_middleware.trace.chain import Problem, Verifier
 from cra_middleware.trace.event import Event
-from cra_middleware.trace.let_run import LetRun, Untold
+from cra_middleware.trace.let_run import Untold
 from cra_middleware.trace.profiles import MalformedError, read
+from cra_middleware.trace.shared import Position
 from cra_middleware.trace.sink import SessionLog, Torn
-from cra_middleware.trace.writer import Position
 
 POLICY_CHANGED = "policy_changed"
 """The ``error_code`` of a session that goes on under other policies."""
@@ -35,7 +35,7 @@ class Reopened:
     """How many tools ran."""
     end: Position
     torn: Torn | None
-    untold: tuple[LetRun, ...] = ()
+    untold: Untold = field(default_factory=Untold)
     """Calls that were let run, and whose outcome is not there."""
     resolved: Event | None = None
     """The last ``carp.resolution.completed``, when the policies were never changed."""
@@ -91,7 +91,7 @@ def reopen(log: SessionLog, session_id: str) -> Reopened:
     torn = log.set_aside(offset)
     end = Position(last.sequence + 1, offset, last.event_hash, parse_us(last.timestamp))
     known = None if is_changed else resolved
-    return Reopened(first, request, actions, end, torn if torn.size else None, untold.calls, known)
+    return Reopened(first, request, actions, end, torn if torn.size else None, untold, known)
 
 
 def _refuse_changed(line: bytes, problem: Problem, session_id: str, durable: int | None) -> None:
