@@ -27,6 +27,7 @@ from cra_middleware.cli import (
 )
 from cra_middleware.cli.check import check
 from cra_middleware.cli.doctor import doctor
+from cra_middleware.cli.mcp_proxy import mcp_proxy
 from cra_middleware.cli.output import complain
 
 app = typer.Typer(
@@ -41,6 +42,7 @@ atlas.app.command("test", short_help="Run an Atlas's own tests.")(policy_tests.r
 app.add_typer(atlas.app, name="atlas")
 app.command("check")(check)
 app.command("doctor")(doctor)
+app.command("mcp-proxy")(mcp_proxy)
 trace.app.command("report", short_help="What was decided, counted.")(report.report)
 trace.app.command("learn", short_help="Propose an Atlas from what was called.")(sketch.learn_command)
 trace.app.command("diff", short_help="How one trace differs from another.")(compare.diff_command)
@@ -87,6 +89,7 @@ def start(
     cra trace head traces/ > kept.head          the signed head, to be kept elsewhere
     cra trace replay traces/ --atlas NEW        decide it all again, by other rules
     cra doctor atlases/support                  see what is not governed
+    cra mcp-proxy --atlas ATLAS -- COMMAND      govern the tools of an MCP server
 
     Whatever tells something takes --format json.
     """
