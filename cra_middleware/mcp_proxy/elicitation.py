@@ -29,14 +29,14 @@ class NotAnsweredError(RuntimeError):
 
 
 class Elicitation:
-    """The open questions to the client's user."""
+    """The questions to the client's user."""
 
     def __init__(self, send: Callable[[bytes], None], client: Callable[[], str], timeout_seconds: float) -> None:
         """Ask with ``send``; ``client`` tells the name of the program that answers."""
         self._send = send
         self._client = client
         self._timeout = timeout_seconds
-        self._open: dict[str, asyncio.Future[dict[str, object]]] = {}
+        self._asked: dict[str, asyncio.Future[dict[str, object]]] = {}
 
     async def __call__(self, pending: Pending) -> Answer:
         """Ask, and wait.
@@ -51,7 +51,7 @@ class Elicitation:
         request_id = f"cra-{uuid4()}"  # nobody else can know it, so nobody can answer in the client's place
         params = {"mode": "form", "message": "\n".join(lines), "requestedSchema": _SCHEMA}
         answer: asyncio.Future[dict[str, object]] = asyncio.get_running_loop().create_future()
-        self._open[request_id] = answer
+        self._asked[request_id] = answer
         try:
             self._send(write({"jsonrpc": "2.0", "id": request_id, "method": "elicitation/create", "params": params}))
             async with asyncio.timeout(self._timeout):
@@ -59,13 +59,11 @@ class Elicitation:
         except (TimeoutError, asyncio.CancelledError):
             self._send(cancelled_line(request_id, "the question is not open any more"))
             raise
-        finally:
-            del self._open[request_id]
 
     def take(self, response: dict[str, object]) -> bool:
-        """Whether a response of the client answers one of these questions."""
+        """Whether a response of the client answers one of these questions, perhaps one that is not open any more."""
         request_id = response.get("id")
-        answer = self._open.get(request_id) if isinstance(request_id, str) else None
+        answer = self._asked.get(request_id) if isinstance(request_id, str) else None
         if answer is None:
             return False
         if not answer.done():
