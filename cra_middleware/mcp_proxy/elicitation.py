@@ -28,6 +28,41 @@ class NotAnsweredError(RuntimeError):
     """The client's user gave no answer; the question stays open."""
 
 
+def form(pending: Pending) -> dict[str, object]:
+    """The parameters of ``elicitation/create``: the whole call, and a yes or no.
+
+    Raises:
+        NotAnsweredError: when it is too long to be read.
+    """
+    lines = describe_pending(pending)
+    if sum(map(len, lines)) > MAX_READ:
+        raise NotAnsweredError("the call is too long to be read in a form")
+    return {"mode": "form", "message": "\n".join(lines), "requestedSchema": _SCHEMA}
+
+
+def understood(result: object, client: str) -> Answer:
+    """What the user of ``client`` answered.
+
+    Raises:
+        NotAnsweredError: when it is neither yes nor no.
+    """
+    given = as_object(result)
+    content = as_object(given.get("content"))
+    by = f"user of {client}"
+    if given.get("action") == "accept":
+        reason = content.get("reason")
+        return Answer(content.get("approve") is True, by, reason if isinstance(reason, str) and reason else None)
+    if given.get("action") == "decline":
+        return Answer(False, by, "declined")
+    raise NotAnsweredError("the client's user gave no answer")
+
+
+def has_forms(capabilities: object) -> bool:
+    """Whether a client that declares these can show a form."""
+    capability = as_object(capabilities).get("elicitation")
+    return isinstance(capability, dict) and (not capability or "form" in capability)
+
+
 class Elicitation:
     """The questions to the client's user."""
 
@@ -45,17 +80,14 @@ class Elicitation:
             NotAnsweredError: when the user dismisses the question, or it is too long to be read.
             TimeoutError: when no answer comes in time.
         """
-        lines = describe_pending(pending)
-        if sum(map(len, lines)) > MAX_READ:
-            raise NotAnsweredError("the call is too long to be read in a form")
+        params = form(pending)
         request_id = f"cra-{uuid4()}"  # nobody else can know it, so nobody can answer in the client's place
-        params = {"mode": "form", "message": "\n".join(lines), "requestedSchema": _SCHEMA}
         answer: asyncio.Future[dict[str, object]] = asyncio.get_running_loop().create_future()
         self._asked[request_id] = answer
         try:
             self._send(write({"jsonrpc": "2.0", "id": request_id, "method": "elicitation/create", "params": params}))
             async with asyncio.timeout(self._timeout):
-                return self._understood(await answer)
+                return understood((await answer).get("result"), self._client())
         except (TimeoutError, asyncio.CancelledError):
             self._send(cancelled_line(request_id, "the question is not open any more"))
             raise
@@ -69,14 +101,3 @@ class Elicitation:
         if not answer.done():
             answer.set_result(response)
         return True
-
-    def _understood(self, response: dict[str, object]) -> Answer:
-        result = as_object(response.get("result"))
-        content = as_object(result.get("content"))
-        by = f"user of {self._client()}"
-        if result.get("action") == "accept":
-            reason = content.get("reason")
-            return Answer(content.get("approve") is True, by, reason if isinstance(reason, str) and reason else None)
-        if result.get("action") == "decline":
-            return Answer(False, by, "declined")
-        raise NotAnsweredError("the client's user gave no answer")

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from cra_middleware.approvals import Approver
+from cra_middleware.approvals import Answer, Approver, Pending
 from cra_middleware.carp.call import Target, ToolCall
 from cra_middleware.errors import CallRefused
 from cra_middleware.mcp_proxy.catalogue import Catalogue, Changed
@@ -132,6 +132,24 @@ class Gate:
             CallRefused: when it cannot be recorded.
         """
         return self.session.reject(call, reason)
+
+    def question(self, approval_id: str) -> Pending | None:
+        """An open question of this connection; None when there is none with this id.
+
+        Raises:
+            ApprovalError: when approvals cannot be read.
+        """
+        found = self._runtime.approvals.get(approval_id)
+        return found.pending if found is not None and found.state == "pending" else None
+
+    def answer(self, approval_id: str, answer: Answer) -> None:
+        """Answer an open question.
+
+        Raises:
+            ApprovalError: when the answer does not count.
+        """
+        say = self._runtime.approvals.approve if answer.approved else self._runtime.approvals.reject
+        say(approval_id, by=answer.by, reason=answer.reason)
 
     def _target(self, name: str) -> Target:
         """What a tool stands for.

@@ -27,6 +27,7 @@ REQUEST_TIMEOUT = -32001
 
 META_VERSION = "io.modelcontextprotocol/protocolVersion"
 META_CLIENT = "io.modelcontextprotocol/clientInfo"
+META_CAPABILITIES = "io.modelcontextprotocol/clientCapabilities"
 META_SERVER = "io.modelcontextprotocol/serverInfo"
 """Where the protocol of 2026 says what ``initialize`` said before."""
 

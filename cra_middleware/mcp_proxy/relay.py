@@ -15,7 +15,7 @@ from typing import Protocol
 from cra_middleware.approvals import Approver
 from cra_middleware.errors import ApprovalRequired, CallRefused
 from cra_middleware.mcp_proxy import messages
-from cra_middleware.mcp_proxy.elicitation import Elicitation
+from cra_middleware.mcp_proxy.elicitation import Elicitation, has_forms
 from cra_middleware.mcp_proxy.gate import Gate
 from cra_middleware.mcp_proxy.messages import Id, Message, as_object, error_line
 from cra_middleware.mcp_proxy.outcomes import (
@@ -29,6 +29,7 @@ from cra_middleware.mcp_proxy.outcomes import (
     fail,
     outcome_of,
 )
+from cra_middleware.mcp_proxy.rounds import Rounds
 
 _GLANCE_SECONDS = 0.02
 
@@ -91,6 +92,7 @@ class Relay:
         self._gone: str | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._approver: Approver | None = None
+        self._rounds = Rounds(gate)
         self._elicitation = Elicitation(to_client.write, lambda: gate.client, terms.timeout_seconds)
 
     async def from_client(self, line: bytes | None) -> None:
@@ -199,8 +201,7 @@ class Relay:
         params = message.params
         if method == "initialize":
             self._gate.client_is(params.get("clientInfo"))
-            capability = as_object(params.get("capabilities")).get("elicitation")
-            if self._terms.elicit and isinstance(capability, dict) and (not capability or "form" in capability):
+            if self._terms.elicit and has_forms(params.get("capabilities")):
                 self._approver = self._elicitation
         else:
             self._gate.client_is(as_object(params.get("_meta")).get(messages.META_CLIENT))
@@ -271,6 +272,7 @@ class Relay:
         flaw = messages.flaw_of_call(message)
         if flaw is not None:
             raise self._gate.reject(self._gate.call(_encodable(name), {}, request_id), flaw)
+        params = self._rounds.answered(params)
         line = messages.write({"jsonrpc": "2.0", "id": request_id, "method": "tools/call", "params": params})
         call = self._gate.call(name, arguments, request_id)
         answered: list[Response] = []
@@ -281,8 +283,14 @@ class Relay:
             answered.append(await self._answered(waiting.answer))
             return outcome_of(answered[0].value)
 
-        with suppress(ToolReportedError, ServerReportedError):  # the answer itself says so
-            await self._gate.run(name, call, forward, self._approver)
+        try:
+            with suppress(ToolReportedError, ServerReportedError):  # the answer itself says so
+                await self._gate.run(name, call, forward, self._approver)
+        except ApprovalRequired as refusal:
+            question = self._rounds.question(refusal, call, params) if self._terms.elicit else None
+            if question is None:
+                raise
+            return messages.result_line(request_id, question)
         return answered[0].raw
 
     async def _answered(self, answer: asyncio.Future[Response]) -> Response:

@@ -109,3 +109,41 @@ def test_a_call_that_is_cancelled_while_it_waits_never_runs(proxied: Proxied) ->
     assert proxied.calls() == []
     assert len(proxied.told("action.denied")) == 2
     assert question["id"] not in [message.get("id") for message in proxied.reached()]  # nobody else's business
+
+
+def test_the_client_is_asked_by_the_protocol_of_2026(proxied: Proxied) -> None:
+    """The question is the result, the answer comes with the repeated call; the server sees its own rounds only."""
+    client = proxied.start("--elicit")
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientInfo": {"name": "modern"},
+        "io.modelcontextprotocol/clientCapabilities": {"elicitation": {}},
+    }
+    own = {"requestState": "the-server's", "inputResponses": {"its": {"action": "decline"}}}
+
+    def call(number: int, **more: Any) -> Any:
+        given = {"name": "ask", "arguments": {"number": number}, "_meta": meta, **more}
+        return client.ask("tools/call", given)["result"]
+
+    def repeat(number: int, question: Any, answer: Any) -> Any:
+        responses = {"inputResponses": {"cra-approval": answer}, "requestState": question["requestState"]}
+        return call(number, **responses)
+
+    yes = {"action": "accept", "content": {"approve": True}}
+    question = call(1, **own)
+    assert question["resultType"] == "input_required"
+    assert "number: 1" in question["inputRequests"]["cra-approval"]["params"]["message"]
+    assert call(1, requestState="cra-approval:guessed")["resultType"] == "input_required"
+    assert repeat(2, question, yes)["resultType"] == "input_required"  # a yes to another call is a yes to that one only
+    question = call(3, **own)
+    assert repeat(3, question, yes)["structuredContent"] == {"number": 3}
+    assert repeat(3, question, yes)["resultType"] == "input_required"  # used up
+    for number, no in enumerate([{"action": "decline"}, {"action": "cancel"}, {}, None], 4):
+        refused = repeat(number, call(number), no)
+        assert refused["isError"] is True
+        assert refused["resultType"] == "complete"
+    client.close()
+    assert [one["params"] for one in proxied.calls()] == [
+        {"name": "ask", "arguments": {"number": 3}, "_meta": meta, **own}
+    ]
+    assert proxied.told("session.started")[0]["agent_id"] == "modern"
