@@ -197,7 +197,9 @@ class ServerProcess:
                     return
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
-        await process.wait()
+        with suppress(TimeoutError):  # somebody outside its group may still hold its output
+            async with asyncio.timeout(grace_seconds):
+                await process.wait()
 
     def _running(self) -> asyncio.subprocess.Process:
         assert self._process is not None, "start() comes first"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Annotated
 
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.types import ElicitRequest, ElicitRequestFormParams, InputRequiredResult
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 server = MCPServer("sdk")
 QUESTION = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
@@ -20,7 +21,7 @@ class Name(BaseModel):
 
 
 @server.tool()
-def read_file(path: str) -> str:
+def read_file(path: Annotated[str, Field(json_schema_extra={"x-mcp-header": "Path"})]) -> str:
     """Read a file."""
     return Path(path).read_bytes().decode("latin-1")
 
