@@ -19,7 +19,8 @@ from cra_middleware.policies import Terms, begin_epoch
 
 ENVIRONMENT = {
     "CRA_ATLAS": "the Atlas of commands that are given none",
-    "CRA_APPROVALS": "the store of cra approvals",
+    "CRA_APPROVALS": "the store of cra approvals and cra mcp-proxy",
+    "CRA_TRACE": "where cra mcp-proxy records",
     "OTEL_EXPORTER_OTLP_ENDPOINT": "where configure_otel sends spans",
     "OTEL_SDK_DISABLED": "when true, OpenTelemetry sends nothing; decisions and traces are not affected",
 }

@@ -49,6 +49,7 @@ async def serve(server: Server, gate: Gate, terms: Terms, warn: Callable[[str], 
 
     Returns the exit code: 0 when the client left, 1 when the server ended before, 2 when it could not be started.
     """
+    stop = _stop_signals()
     out = StandardOutput(fds[1])
     try:
         await server.start()
@@ -57,7 +58,6 @@ async def serve(server: Server, gate: Gate, terms: Terms, warn: Callable[[str], 
         await out.close(GRACE_SECONDS)
         return 2
     relay = Relay(gate, out, server, terms, warn)
-    stop = _stop_signals()
     reading = asyncio.create_task(StandardInput(fds[0]).run(relay.from_client))
     answering = asyncio.create_task(server.run(relay.from_server))
     stopping = asyncio.create_task(stop.wait())
@@ -95,7 +95,8 @@ async def _server_ended(
 def _stop_signals() -> asyncio.Event:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    with suppress(NotImplementedError, RuntimeError):  # no signals on this platform, or not in the main thread
+    with suppress(NotImplementedError, RuntimeError, ValueError):  # none on this platform, or not in the main thread
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a side that has gone must not end us before its calls are told
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
     return stop

@@ -17,7 +17,8 @@ import pytest
 from cra_middleware import verify
 
 SERVER = Path(__file__).with_name("raw_server.py")
-SECONDS = 10
+SECONDS = 30
+"""More than anything takes, on a machine that is busy."""
 INITIALIZE = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "raw-client", "version": "1"}}
 
 
@@ -46,11 +47,14 @@ def atlas(**parts: Any) -> dict[str, Any]:
 class Client:
     """Speaks to a child process, one line a message."""
 
-    def __init__(self, command: Sequence[str], **popen: Any) -> None:
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **popen
-        )
+    def __init__(self, command: Sequence[str], broken_output: bool = False, **popen: Any) -> None:
+        """``broken_output`` gives the process an output that nobody reads."""
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, **popen)
         self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        if broken_output:
+            assert self.process.stdout is not None
+            self.process.stdout.close()
         self._stderr: list[bytes] = []
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._read, self._hear)]
         for thread in self._threads:
@@ -59,7 +63,7 @@ class Client:
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
+        for line in () if self.process.stdout.closed else self.process.stdout:
             self._lines.put(line.rstrip(b"\n"))
         self._lines.put(None)
 

@@ -75,10 +75,16 @@ def test_the_client_is_asked_when_the_operator_wants_it(proxied: Proxied, starte
     assert len(proxied.told("action.denied")) == len(noes)
 
 
-def test_the_client_is_not_asked_otherwise(proxied: Proxied, started: Start) -> None:
+def test_the_client_is_not_asked_otherwise(proxied: Proxied) -> None:
     """Without ``--elicit``, without the capability, or when the policy wants somebody else's yes."""
-    plain = started()
+    plain = proxied.start()
+    plain.initialize(**FORMS)
     assert "approval_required" in plain.refusal("ask")
+    modern = {
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientCapabilities": {"elicitation": {}},
+    }
+    assert plain.ask("tools/call", {"name": "ask", "_meta": modern})["result"]["isError"] is True
     urls_only = proxied.start("--elicit", "--trace", str(proxied.folder / "two"))
     urls_only.initialize(capabilities={"elicitation": {"url": {}}})
     assert "approval_required" in urls_only.refusal("ask")

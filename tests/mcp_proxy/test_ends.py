@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.mcp_proxy.conftest import SECONDS, Client, Proxied
+from tests.mcp_proxy.conftest import INITIALIZE, SECONDS, Client, Proxied
 
 Start = Callable[..., Client]
 
@@ -56,7 +56,9 @@ def test_what_a_server_makes_up_is_dropped(proxied: Proxied, started: Start) -> 
 
 def test_an_answer_before_the_question_is_dropped(proxied: Proxied) -> None:
     client = proxied.start(mode="made-up")
-    time.sleep(1.5)
+    until = time.monotonic() + SECONDS
+    while "to no open request is dropped" not in client.stderr() and time.monotonic() < until:
+        time.sleep(0.02)
     assert client.ask("initialize", {})["result"]["serverInfo"]["name"] == "raw"
 
 
@@ -109,3 +111,24 @@ def test_everything_may_come_from_a_file(proxied: Proxied) -> None:
         answer = client.next()
         answers[answer["id"]] = answer["result"]
     assert answers[2]["structuredContent"] == {}
+
+
+def test_a_client_that_stops_reading(proxied: Proxied) -> None:
+    """A broken pipe ends nothing before its time: the session is sealed."""
+    client = proxied.start(broken_output=True)
+    client.request("initialize", INITIALIZE)
+    for number in range(50):
+        client.request("tools/call", {"name": "echo", "arguments": {"number": number}})
+        time.sleep(0.01)
+    assert client.close() == 0
+    assert len(proxied.told("action.executed")) == 50
+
+
+def test_a_server_that_stops_reading(proxied: Proxied) -> None:
+    client = proxied.start(server=[sys.executable, "-c", "import os, time; os.close(0); time.sleep(2)"])
+    for _ in range(20):
+        client.request("tools/call", {"name": "echo", "arguments": {}})
+        time.sleep(0.02)
+    client.next()
+    assert client.close() == 1
+    assert len(proxied.told("action.failed")) == 20

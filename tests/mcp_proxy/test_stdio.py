@@ -82,6 +82,19 @@ def test_calls_run_side_by_side(proxied: Proxied, started: Start) -> None:
     assert [answer["result"]["structuredContent"]["seconds"] for answer in answers] == [0, 0.2, 1.0]
 
 
+def test_many_calls_at_once(proxied: Proxied, started: Start) -> None:
+    """Each gets its own answer, and the order in which they are sent is that in which they reach the server."""
+    client = started()
+    sent = [client.request("tools/call", {"name": "echo", "arguments": {"n": n}}) for n in range(300)]
+    answers = [client.next() for _ in sent]
+    assert {one["id"]: one["result"]["structuredContent"]["n"] for one in answers} == {
+        request_id: n for n, request_id in enumerate(sent)
+    }
+    client.close()
+    assert [call["params"]["arguments"]["n"] for call in proxied.calls()] == list(range(300))
+    assert len(proxied.told("action.executed")) == 300
+
+
 def test_a_failing_tool_is_recorded_as_failed(proxied: Proxied, started: Start) -> None:
     """The client gets the server's own answer."""
     client = started()
