@@ -102,7 +102,7 @@ def mcp_proxy(
             gate = Gate(runtime, Identity(agent or None, goal, name or None))
             terms = Terms(timeout, elicit, _how_to_approve(approvals))
             headers = _headers(header or [])
-            server: Server = ServerProcess(command) if command else HttpServer(url, headers, gate.catalogue, timeout)
+            server: Server = ServerProcess(command) if command else HttpServer(url, headers, gate.catalogue)
             code = asyncio.run(serve(server, gate, terms, complain, (0, take_stdout())))
     if code:
         raise typer.Exit(code)
@@ -120,8 +120,8 @@ def _headers(options: list[str]) -> dict[str, str]:
     for option in options:
         name, _, variable = option.partition("=")
         value = os.environ.get(variable)
-        if not name or value is None:
-            raise stop(f"--header {option}: is NAME=VARIABLE, and the variable is set", 2)
+        if not name or value is None or not (value.isascii() and value.isprintable()):
+            raise stop(f"--header {option}: is NAME=VARIABLE, and the variable holds one line of ASCII", 2)
         found[name] = value
     return found
 

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 from cra_middleware.mcp_proxy.catalogue import Catalogue
 from cra_middleware.mcp_proxy.messages import MAX_LINE, META_VERSION, as_object, write
@@ -22,12 +23,14 @@ _CONNECT_SECONDS = 30.0
 class HttpServer:
     """A server behind a URL."""
 
-    def __init__(self, url: str, headers: Mapping[str, str], catalogue: Catalogue, timeout_seconds: float) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str], catalogue: Catalogue) -> None:
         """``catalogue`` knows which arguments a tool wants mirrored in headers."""
         self._url = url
+        parts = urlsplit(url)
+        self._shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        """Without what may be a secret."""
         self._headers = dict(headers)
         self._catalogue = catalogue
-        self._timeout = timeout_seconds
         self._outgoing: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._version: str | None = None
         self._failure: str | None = None
@@ -49,10 +52,11 @@ class HttpServer:
         import httpx2
         from mcp.client.streamable_http import streamable_http_client
 
-        limits = httpx2.Timeout(_CONNECT_SECONDS, read=self._timeout)
+        patience = httpx2.Timeout(_CONNECT_SECONDS, read=None)  # how long a call may take, the relay knows
+        many = httpx2.Limits(max_connections=None)
         try:
             async with (
-                httpx2.AsyncClient(headers=self._headers, timeout=limits) as client,
+                httpx2.AsyncClient(headers=self._headers, timeout=patience, limits=many) as client,
                 streamable_http_client(self._url, http_client=client, max_sse_event_size=MAX_LINE) as (read, send),
                 asyncio.TaskGroup() as group,
             ):
@@ -62,7 +66,7 @@ class HttpServer:
                         await deliver(self._received(item.message))
                 self._outgoing.put_nowait(None)
         except Exception as error:  # noqa: BLE001  the transport raises groups of whatever its HTTP library raises
-            self._failure = f"the MCP server at {self._url} cannot be reached: {_innermost(error)}"
+            self._failure = f"the MCP server at {self._shown} cannot be reached: {_innermost(error)}"
 
     def write(self, line: bytes) -> None:
         self._outgoing.put_nowait(line)
@@ -73,7 +77,7 @@ class HttpServer:
 
     async def why(self) -> str:
         """Why it gives no more answers."""
-        return self._failure or f"the MCP server at {self._url} closed the connection"
+        return self._failure or f"the MCP server at {self._shown} closed the connection"
 
     async def close(self, grace_seconds: float) -> None:
         """Nothing: whoever cancels ``run`` ends the connection."""

@@ -106,11 +106,20 @@ def test_the_sdk_sees_a_server_with_fewer_tools(proxied: Proxied, url: str, mode
 
 def test_an_http_server_that_is_not_there(proxied: Proxied) -> None:
     client = RawClient(
-        [sys.executable, "-m", "cra_middleware", "mcp-proxy", "--observe", "--url", "http://127.0.0.1:1/mcp"]
+        [
+            sys.executable,
+            "-m",
+            "cra_middleware",
+            "mcp-proxy",
+            "--observe",
+            "--url",
+            "http://ann:secret@127.0.0.1:1/mcp?key=secret",
+        ]
     )
     client.request("initialize", {})
     assert "http://127.0.0.1:1/mcp cannot be reached" in client.next()["error"]["message"]
     assert client.close() == 1
+    assert "secret" not in client.stderr()
 
 
 @pytest.mark.parametrize("mode", ["legacy", "auto"])
