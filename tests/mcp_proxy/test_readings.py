@@ -19,9 +19,10 @@ from tests.mcp_proxy.conftest import atlas
 
 RUNTIME = Runtime(Atlas.from_dict(atlas()))
 EVIL = '{"jsonrpc":"2.0","id":9,"method":"tools/call","params":{"name":"write_file","arguments":{}}}'
-NAMES = ("jsonrpc", "id", "method", "params", "name", "arguments", "Method", "PARAMS", "Name", "\u0130d", "pa\u0280ams")
-LEAVES = ('"echo"', '"write_file"', '"tools/call"', '"Tools/Call"', '"ping"', "1", "null", '"2.0"', EVIL)
-BLANK = st.sampled_from(["", " ", "\r", "\t", "\r\n", "\r" + EVIL + "\r"])
+NAMES = ("method", "params", "name", "Method", "PARAMS", "Name", "\u0130d", "pa\u0280ams", "x")
+LEAVES = ('"echo"', '"write_file"', '"tools/call"', "1", "null", EVIL)
+PAIRS = ('"name":"write_file"', '"Name":"write_file"', '"method":"tools/call"', '"Method":"tools/call"')
+BLANK = st.sampled_from(["", " ", "\r", "\t"])
 
 
 class Bytes:
@@ -64,18 +65,22 @@ def render(draw: st.DrawFn, items: list[str], ends: str) -> str:
 
 VALUES = st.recursive(
     st.sampled_from(LEAVES),
-    lambda inner: objects(inner) | st.lists(inner, max_size=2).map(lambda items: "[" + "\r,".join(items) + "\r]"),
+    lambda inner: objects(inner) | st.lists(inner, max_size=2).map(lambda items: "[\r" + "\r,\r".join(items) + "\r]"),
     max_leaves=5,
 )
+NOTICES = VALUES.map(lambda value: f'{{"jsonrpc":"2.0","method":"x","params":{value}}}')
+ANSWERS = VALUES.map(lambda value: f'{{"jsonrpc":"2.0","id":1,"result":{value}}}')
 
 
 @st.composite
 def calls(draw: st.DrawFn) -> str:
-    """A permitted call, with anything put in beside its own parts."""
-    extra = st.tuples(st.sampled_from(NAMES), VALUES).map(lambda pair: f"{json.dumps(pair[0])}:{pair[1]}")
-    params = draw(st.permutations(['"name":"echo"', '"arguments":{}', *draw(st.lists(extra, max_size=1))]))
-    parts = ['"jsonrpc":"2.0"', '"id":5', '"method":"tools/call"', f'"params":{render(draw, params, "{}")}']
-    whole = render(draw, draw(st.permutations([*parts, *draw(st.lists(extra, max_size=1))])), "{}")
+    """A request, with one more part beside its own."""
+    more = st.lists(st.sampled_from(PAIRS), max_size=1)
+    method = draw(st.sampled_from(["tools/call", "ping"]))
+    name = draw(st.sampled_from(["echo", "write_file"]))
+    params = draw(st.permutations([f'"name":"{name}"', '"arguments":{}', *draw(more)]))
+    parts = ['"jsonrpc":"2.0"', '"id":5', f'"method":"{method}"', f'"params":{render(draw, params, "{}")}', *draw(more)]
+    whole = render(draw, draw(st.permutations(parts)), "{}")
     return draw(st.sampled_from([whole, f"[{whole}]", f"[{whole},{EVIL}]"]))
 
 
@@ -97,7 +102,8 @@ def readings(line: bytes) -> Iterator[Any]:
                 yield from found if isinstance(found, list) else [found]
 
 
-@given(st.one_of(calls(), VALUES))
+@settings(max_examples=1000)
+@given(st.one_of(calls(), calls(), NOTICES, ANSWERS))
 def test_no_reader_finds_another_call(text: str) -> None:
     gate = Gate(RUNTIME, Identity())
     for line in passed(gate, *text.encode().split(b"\n")):
@@ -106,12 +112,14 @@ def test_no_reader_finds_another_call(text: str) -> None:
                 assert message["params"]["name"] == "echo", line
 
 
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
-JSON = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)
+KEYS = st.text("abkK\u212as\u017f\u00e9", min_size=1, max_size=3)
+NUMBERS = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
+SCALARS = st.none() | st.booleans() | NUMBERS | st.text(max_size=5)
+JSON = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=2))
 
 
 @settings(max_examples=40)
-@given(st.dictionaries(st.text(), JSON))
+@given(st.dictionaries(KEYS, JSON, max_size=3))
 def test_what_reaches_the_server_is_what_was_decided(arguments: dict[str, Any]) -> None:
     """Value for value; and its canonical text has the digest in the trace."""
     gate = Gate(RUNTIME, Identity())
