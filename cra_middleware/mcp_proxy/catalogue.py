@@ -1,9 +1,11 @@
-"""The tools that a server has listed: the last definition of each, and who may object to it."""
+"""The tools that a server has listed: the last definition of each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
+
+from cra_middleware.atlas.lock import tool_digest
 
 FIELDS = ("name", "description", "inputSchema", "outputSchema", "annotations")
 """What a tool's definition consists of: all that a model, or a client, acts on."""
@@ -16,18 +18,21 @@ class Definition(NamedTuple):
     fields: Mapping[str, object]
     """Those of ``FIELDS`` that it gave, as it gave them."""
 
-
-Changed = Callable[[str, Definition | None], str | None]
-"""Asked before each call with the tool's name and its last definition (None: never listed): why it may not run."""
+    @property
+    def digest(self) -> str:
+        """What ``atlas.lock`` holds it to."""
+        description, schema = self.fields.get("description"), self.fields.get("inputSchema")
+        return tool_digest(
+            self.name, description if isinstance(description, str) else "", schema if isinstance(schema, dict) else None
+        )
 
 
 class Catalogue:
     """Every tool seen so far. The one place that tools/list results go through."""
 
-    def __init__(self, changed: Changed | None = None) -> None:
+    def __init__(self) -> None:
         self._tools: dict[str, Definition] = {}
         self._ambiguous: set[str] = set()
-        self._changed = changed
 
     def see(self, tools: list[object]) -> list[tuple[str, object]]:
         """Keep the definitions of one tools/list result; the tools in it that have a name, in its order."""
@@ -52,6 +57,4 @@ class Catalogue:
 
     def objection(self, name: str) -> str | None:
         """Why a call of this tool may not run, whatever the policies say."""
-        if name in self._ambiguous:
-            return "the server listed two different tools of this name"
-        return None if self._changed is None else self._changed(name, self.get(name))
+        return "the server listed two different tools of this name" if name in self._ambiguous else None

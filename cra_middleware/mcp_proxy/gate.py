@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 from cra_middleware.approvals import Answer, Approver, Pending
 from cra_middleware.carp.call import Target, ToolCall
 from cra_middleware.errors import CallRefused
-from cra_middleware.mcp_proxy.catalogue import Catalogue, Changed
+from cra_middleware.mcp_proxy.catalogue import Catalogue
 from cra_middleware.mcp_proxy.messages import META_SERVER, Id, as_object, result_line, write
 from cra_middleware.runtime import Runtime
 from cra_middleware.session import Session
@@ -35,11 +35,11 @@ class Identity:
 class Gate:
     """Decides and records the tool calls of one connection."""
 
-    def __init__(self, runtime: Runtime, identity: Identity, changed: Changed | None = None) -> None:
-        """Govern with ``runtime``; ``changed`` may object to a tool (see ``Catalogue``)."""
+    def __init__(self, runtime: Runtime, identity: Identity) -> None:
+        """Govern with ``runtime``."""
         self._runtime = runtime
         self._identity = identity
-        self._catalogue = Catalogue(changed)
+        self._catalogue = Catalogue()
         self._client: str | None = None
         self._server: str | None = None
         self._session: Session | None = None
@@ -98,8 +98,7 @@ class Gate:
         if not isinstance(tools, list):
             return raw
         named = self._catalogue.see(tools)
-        hidden = hidden_actions(self._runtime, self.session)
-        kept = [tool for name, tool in named if not hidden(self._target(name).action_id)]
+        kept = [tool for name, tool in named if self._is_shown(name)]
         if len(kept) == len(tools):
             return raw
         return result_line(request_id, {**result, "tools": kept})
@@ -110,9 +109,9 @@ class Gate:
         Raises:
             TypeError: when two arguments would have one name.
         """
-        recorded = f"{FRAMEWORK}.{self._identity.server or self._server or UNKNOWN_SERVER}/{name}"
         call_id = None if request_id is None else str(request_id)
-        return self._target(name).call(recorded, arguments, call_id)
+        frozen = self._target(name).call(f"{FRAMEWORK}.{self._server_name}/{name}", arguments, call_id)
+        return frozen._replace(distrust=self._distrust(name))
 
     async def run(self, name: str, call: ToolCall, forward: Callable[[], Awaitable[T]], approver: Approver | None) -> T:
         """Forward the call, if it may run; what the server made of it.
@@ -151,6 +150,25 @@ class Gate:
         say = self._runtime.approvals.approve if answer.approved else self._runtime.approvals.reject
         say(approval_id, by=answer.by, reason=answer.reason)
 
+    @property
+    def _server_name(self) -> str:
+        return self._identity.server or self._server or UNKNOWN_SERVER
+
+    def _is_shown(self, name: str) -> bool:
+        """Whether some call could be allowed; a tool that changed since it was looked at tells a model nothing."""
+        session = self.session
+        if self._distrust(name) is not None and not session.is_observing:
+            return False
+        return session.can_reach(self._target(name).action_id)
+
+    def _distrust(self, name: str) -> str | None:
+        definition = self._catalogue.get(name)
+        source = f"{FRAMEWORK}:{self._server_name}"
+        distrust = self.session.distrust(source, name, lambda: "" if definition is None else definition.digest)
+        if distrust is not None and definition is None:
+            return f"the tool {name[:200]!r} of {source} has not been listed yet; list the tools first"
+        return distrust
+
     def _target(self, name: str) -> Target:
         """What a tool stands for.
 
@@ -164,26 +182,6 @@ class Gate:
             if "/" in name or self._runtime.resolver.mapped(qualified, FRAMEWORK) is not None:
                 return self._runtime.target_for(qualified, FRAMEWORK)
         return self._runtime.target_for(name, FRAMEWORK)
-
-
-def hidden_actions(runtime: Runtime, session: Session) -> Callable[[str], bool]:
-    """Whether no call of an action could be allowed, now or in an hour."""
-    resolver = runtime.resolver
-    if resolver.is_observing:
-        return lambda action_id: False
-    resolution = session.resolution
-    passing = {item.constraint_id for item in resolution.constraints if item.type != "scope"}
-    timed: set[str] = set()
-    for item in resolution.constraints:
-        actions = item.parameters.get("actions")
-        if "time_window" in item.parameters and isinstance(actions, list):
-            timed.update(map(str, actions))
-    denied = {
-        item.action_id
-        for item in resolution.denied_actions
-        if item.policy_id not in passing and item.action_id not in timed
-    }
-    return lambda action_id: action_id in denied or action_id not in resolver.actions
 
 
 def _name_in(info: object) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cra_middleware import Atlas, Runtime
-from cra_middleware.mcp_proxy.catalogue import Catalogue, Definition
+from cra_middleware.atlas.lock import digests, lock_text, renewed
+from cra_middleware.mcp_proxy.catalogue import Catalogue
 from cra_middleware.mcp_proxy.gate import Gate, Identity
 from cra_middleware.mcp_proxy.messages import LineSplitter
 from cra_middleware.mcp_proxy.relay import Relay, Terms
@@ -86,29 +88,28 @@ def test_a_list_that_cannot_be_looked_at_is_withheld() -> None:
         sink.failing = False
 
 
-def test_an_objection_to_a_tool_stops_its_calls() -> None:
-    """It is asked with what the server last said of the tool, and one that fails objects."""
-    asked: list[tuple[str, Definition | None]] = []
+def test_a_locked_tool_that_changed_is_denied_and_hidden(tmp_path: Path) -> None:
+    """So is one that was never listed: nobody knows what it says."""
+    (tmp_path / "atlas.json").write_text(json.dumps(atlas()))
+    tool = {"name": "echo", "inputSchema": {"type": "object"}, "description": "d", "_meta": {"x": 1}}
+    found = digests([("echo", "d", {"type": "object"})])
+    (tmp_path / "atlas.lock").write_text(lock_text(renewed(None, "mcp:files", found)))
+    listing = {"jsonrpc": "2.0", "id": 1, "result": {"tools": [{**tool, "description": "d, and more"}]}}
 
-    def changed(name: str, definition: Definition | None) -> str | None:
-        asked.append((name, definition))
-        if definition is None:
-            raise LookupError("never listed")
-        return "its schema is another than the one that was pinned"
+    async def answer(relay: Relay) -> None:
+        await relay.from_server(json.dumps(listing).encode())
 
-    with Runtime(Atlas.from_dict(atlas())) as runtime:
-        gate = Gate(runtime, Identity(), changed)
+    with Runtime(tmp_path) as runtime:
+        gate = Gate(runtime, Identity(server="files"))
         client, server = relayed(gate, CALL)
-        assert "not run (LookupError)" in refusal(client[0])
-        tool = {"name": "echo", "inputSchema": {"type": "object"}, "description": "d", "_meta": {"x": 1}}
-        gate.catalogue.see([tool, "no tool", {"name": 7}])
+        assert "has not been listed yet; list the tools first" in refusal(client[0])
+        client, _ = relayed(gate, {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}, then=answer)
+        assert client[0]["result"]["tools"] == []
         client, server = relayed(gate, CALL)
-        assert "its schema is another" in refusal(client[0])
+        assert "has changed since a person looked" in refusal(client[0])
         assert server == []
-    assert asked == [
-        ("echo", None),
-        ("echo", Definition("echo", {"name": "echo", "description": "d", "inputSchema": {"type": "object"}})),
-    ]
+        gate.catalogue.see([tool, "no tool", {"name": 7}])
+        assert gate.call("echo", {}, 1).distrust is None
 
 
 def test_a_policy_that_breaks_stops_calls(monkeypatch: pytest.MonkeyPatch) -> None:
