@@ -6,9 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
-
-from opentelemetry.trace import TracerProvider
+from typing import TYPE_CHECKING, Literal
 
 from cra_middleware._clock import Clock, SystemClock
 from cra_middleware._ids import new_id
@@ -40,6 +38,9 @@ from cra_middleware.sinks_by_name import sink_for
 from cra_middleware.stores import Stores
 from cra_middleware.telemetry import Telemetry
 from cra_middleware.trace.sink import Sink
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
 
 _logger = logging.getLogger("cra_middleware")
 _logger.addHandler(logging.NullHandler())
@@ -303,9 +304,8 @@ class Runtime:
     ) -> Session:
         """Go on with a detached session: its chain is verified again, a torn end is set aside and recorded.
 
-        Without ``renew`` its last resolution counts on while it is valid.
-
-        With the default ``record="hash"`` a trace does not hold the session's context facts; give them again.
+        Without ``renew`` its last resolution counts on while it is valid. With the default ``record="hash"`` a trace
+        does not hold the session's context facts; give them again.
 
         Raises:
             ChainBroken: when the session was ended, or its trace was changed.

@@ -31,7 +31,7 @@ FLOORS: list[set[str]] = [
     {"elsewhere", "call_flow", "admission", "standing"},
     {"session"},
     {"local_session"},
-    {"open_sessions", "opening", "telemetry"},
+    {"open_sessions", "opening", "telemetry", "spans"},
     {"evidence", "verification"},
     {"runtime", "decorators"},
     {"run_sessions"},

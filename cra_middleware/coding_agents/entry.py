@@ -91,6 +91,7 @@ def _work(options: dict[str, list[str]], writing: int) -> None:
     """In the child: decide, tell the parent, end."""
     try:
         gc.disable()  # it lives for one event
+        os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"  # to look for them costs a walk over all that is installed
         quiet = os.open(os.devnull, os.O_RDWR)
         os.dup2(quiet, 1)  # what a library prints is no part of an answer
         os.dup2(quiet, 2)
