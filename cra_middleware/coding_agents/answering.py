@@ -39,16 +39,23 @@ class Options(NamedTuple):
 def answer(options: Options, data: bytes) -> Said:
     """What the agent is told about one event."""
     known = format_of(options.agent)
+    event: Event | None = None
     try:
         event = known.parse(_read(data))
         reason = _handle(options, known, event)
     except MalformedEventError as error:
-        return known.blocked(f"CRA: this is no event of {options.agent} that the hook knows ({error}); nothing runs")
+        reason = f"CRA: this is no event of {options.agent} that its hook knows ({error}), so nothing runs."
     except CRAError as error:
-        return known.blocked(f"CRA: nothing is decided, so the tool must not run: {error}")
+        reason = f"{_failed(event)}: {error}"
     except (OSError, ValueError, TypeError) as error:
-        return known.blocked(f"CRA: nothing is decided, so the tool must not run: {type(error).__name__}: {error}")
-    return known.passed(event) if reason is None else known.blocked(reason)
+        reason = f"{_failed(event)}: {type(error).__name__}: {error}"
+    return known.passed(event) if event is not None and reason is None else known.blocked(reason or "", event)
+
+
+def _failed(event: Event | None) -> str:
+    if isinstance(event, Before):
+        return f"CRA: nothing could be decided about {event.tool_name}, so it must not run. A person has to mend this"
+    return "CRA: what was told could not be noted. A person has to mend this"
 
 
 def _read(data: bytes) -> Mapping[str, object]:
@@ -117,8 +124,7 @@ def _decide(runtime: Runtime, session: Session, framework: str, approvals: Path,
             "runs once."
         )
     except CallRefused as refused:
-        policy = f" (policy {refused.policy_id})" if refused.policy_id else ""
-        return f"CRA: {event.tool_name} was not run: {refused}{policy}"
+        return f"CRA: {refused}"
     return None
 
 

@@ -11,6 +11,7 @@ a command that cannot be started and a time-out let the tool run, unless the hoo
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 from cra_middleware.coding_agents.events import (
@@ -57,6 +58,9 @@ def passed(event: Event, /) -> Said:
     return Said()
 
 
-def blocked(reason: str, /) -> Said:
-    """Exit code 2; the model reads stderr."""
-    return Said(stderr=reason, code=BLOCKED)
+def blocked(reason: str, event: Event | None, /) -> Said:
+    """Exit code 2 blocks; stdout decides the same, so that the model reads the reason without the hook's command."""
+    if not isinstance(event, Before):
+        return Said(stderr=reason, code=BLOCKED)
+    decision = {"hookEventName": "PreToolUse", "permissionDecision": "deny", "permissionDecisionReason": reason}
+    return Said(json.dumps({"hookSpecificOutput": decision}), reason, BLOCKED)

@@ -58,7 +58,7 @@ def passed(event: Event, /) -> Said:
     return Said()
 
 
-def blocked(reason: str, /) -> Said:
+def blocked(reason: str, event: Event | None, /) -> Said:
     """Exit code 2, with a reason: without one it would not count."""
     return Said(stderr=reason or "denied", code=BLOCKED)
 

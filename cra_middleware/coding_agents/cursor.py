@@ -64,7 +64,7 @@ def passed(event: Event, /) -> Said:
     return Said(stdout='{"permission":"allow"}' if isinstance(event, Before) else "{}")
 
 
-def blocked(reason: str, /) -> Said:
+def blocked(reason: str, event: Event | None, /) -> Said:
     """Exit code 2, and the reason as it is to be shown."""
     return Said(stdout=reason, stderr=reason, code=BLOCKED)
 

@@ -81,8 +81,8 @@ class Format(Protocol):
         """The tool may run, or what was told is noted."""
         ...
 
-    def blocked(self, reason: str, /) -> Said:
-        """The tool must not run."""
+    def blocked(self, reason: str, event: Event | None, /) -> Said:
+        """The tool must not run; or, afterwards, its outcome could not be noted. None: an event nobody could read."""
         ...
 
 

@@ -54,6 +54,6 @@ def passed(event: Event, /) -> Said:
     return Said(stdout="{}")
 
 
-def blocked(reason: str, /) -> Said:
+def blocked(reason: str, event: Event | None, /) -> Said:
     """Exit code 2; the model reads stderr."""
     return Said(stderr=reason, code=BLOCKED)
