@@ -15,6 +15,7 @@ from cra_middleware.cli import (
     atlas,
     compare,
     heads,
+    hook,
     keys,
     lock,
     personal,
@@ -58,6 +59,7 @@ trace.app.command("import", short_help="Bring sessions in from another store.")(
 app.add_typer(trace.app, name="trace")
 app.add_typer(keys.app, name="keys")
 app.add_typer(approvals.app, name="approvals")
+app.add_typer(hook.app, name="hook")
 
 
 def _version(wanted: bool) -> None:
@@ -90,6 +92,7 @@ def start(
     cra trace replay traces/ --atlas NEW        decide it all again, by other rules
     cra doctor atlases/support                  see what is not governed
     cra mcp-proxy --atlas ATLAS -- COMMAND      govern the tools of an MCP server
+    cra hook install claude-code --atlas DIR    govern a coding agent by its own hooks
 
     Whatever tells something takes --format json.
     """
