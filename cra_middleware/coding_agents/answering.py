@@ -119,7 +119,7 @@ def _decide(runtime: Runtime, session: Session, framework: str, approvals: Path,
     except ApprovalRequired as waits:
         command = f"cra approvals approve {(waits.approval_id or '')[-8:]} --store {shlex.quote(str(approvals))}"
         return (
-            f"CRA: {waits.reason.rstrip('.')}. It waits for a person, who answers on a terminal of their own: {command} "
+            f"CRA: {waits.reason.rstrip('.')}. It waits for a person, who answers on their own terminal: {command} "
             "- tell them, and do not answer it yourself. When it is approved, make exactly the same call again: it "
             "then runs once."
         )
