@@ -7,6 +7,8 @@ subagent's ``agent_id``, and, afterwards, ``duration_ms``. Exit code 2 blocks th
 the model reads; 0 says nothing about the call, which goes on through the user's own permission rules. Any other code,
 a command that cannot be started and a time-out let the tool run, unless the hook's entry says ``onFailure: "block"``
 (from 2.1.295).
+
+``cwd`` follows the agent's own ``cd``; it is told beside the arguments of ``Bash``, as ``folder``.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from cra_middleware.coding_agents.events import (
     arguments,
     folder,
     milliseconds,
+    placed,
     text,
     text_or_none,
 )
@@ -46,7 +49,10 @@ def parse(event: Mapping[str, object], /) -> Event:
     tool_name, call_id = text(event, "tool_name"), text(event, "tool_use_id")
     if name == "PreToolUse":
         subagent = text_or_none(event, "agent_id")
-        return Before(session_id, folder(event), tool_name, arguments(event), call_id, subagent)
+        given, cwd = arguments(event), folder(event)
+        return Before(
+            session_id, cwd, tool_name, placed(given, cwd) if tool_name == "Bash" else given, call_id, subagent
+        )
     error = None
     if name == "PostToolUseFailure":
         error = "Interrupted" if event.get("is_interrupt") is True else "ToolFailed"

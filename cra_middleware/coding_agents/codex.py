@@ -8,7 +8,9 @@ on, and an ``allow`` that changes nothing is refused as malformed. Everything el
 that cannot be started) lets the tool run, and no setting changes that. There is no event for the end of a session.
 
 A patch is one text. The file it touches is told beside it, as ``path``, with what happens to it (``operation``), so
-that rules about paths can speak of it; of a patch that touches several files no ``path`` is told.
+that rules about paths can speak of it; of a patch that touches several files no ``path`` is told. ``cwd`` is where the
+very call runs (seen with 0.171: the model may name any folder for a shell line); it is told beside the arguments of
+``Bash``, as ``folder``. A hook runs only once a person has trusted it (``/hooks``).
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from cra_middleware.coding_agents.events import (
     Said,
     arguments,
     folder,
+    placed,
     text,
     text_or_none,
 )
@@ -47,10 +50,12 @@ def parse(event: Mapping[str, object], /) -> Event:
     tool_name, call_id = text(event, "tool_name"), text(event, "tool_use_id")
     if name == "PostToolUse":
         return After(session_id, tool_name, call_id)
-    given = arguments(event)
+    given, cwd = arguments(event), folder(event)
+    if tool_name == "Bash":
+        given = placed(given, cwd)
     if tool_name == "apply_patch":
         given = {**given, **_touched(given.get("command"))}
-    return Before(session_id, folder(event), tool_name, given, call_id, text_or_none(event, "agent_id"))
+    return Before(session_id, cwd, tool_name, given, call_id, text_or_none(event, "agent_id"))
 
 
 def passed(event: Event, /) -> Said:

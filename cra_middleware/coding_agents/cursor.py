@@ -9,6 +9,9 @@ for the same call, without an id: use either those or these. Exit code 2 blocks;
 is, unparsed. With ``failClosed: true`` in the hook's entry everything but an explicit permission blocks, silence too;
 without it a failure lets the tool run. A call that a hook blocked is told of again as a ``postToolUseFailure`` with
 ``failure_type`` ``permission_denied``.
+
+The folder that a shell line runs in (its ``cwd``, else the event's, else the first of ``workspace_roots``) is told
+beside its arguments, as ``folder``.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from cra_middleware.coding_agents.events import (
     folder,
     made_id,
     milliseconds,
+    placed,
     text,
 )
 
@@ -45,9 +49,7 @@ def parse(event: Mapping[str, object], /) -> Event:
         case "sessionEnd":
             return Ended(session_id)
         case "preToolUse":
-            return Before(
-                session_id, folder(event), text(event, "tool_name"), arguments(event), text(event, "tool_use_id")
-            )
+            return _before(event, session_id, text(event, "tool_name"), arguments(event), text(event, "tool_use_id"))
         case "postToolUse" | "postToolUseFailure":
             return _after(event, name, session_id)
         case "beforeShellExecution" | "afterShellExecution":
@@ -69,6 +71,16 @@ def blocked(reason: str, event: Event | None, /) -> Said:
     return Said(stdout=reason, stderr=reason, code=BLOCKED)
 
 
+def _before(
+    event: Mapping[str, object], session_id: str, tool_name: str, given: Mapping[str, object], call_id: str
+) -> Before:
+    cwd, roots = folder(event), event.get("workspace_roots")
+    if tool_name == "Shell":
+        first = roots[0] if isinstance(roots, list) and roots else None
+        given = placed(given, given.get("cwd"), cwd, first)
+    return Before(session_id, cwd, tool_name, given, call_id)
+
+
 def _after(event: Mapping[str, object], name: str, session_id: str) -> After:
     is_refusal = event.get("failure_type") == "permission_denied"
     error = None
@@ -84,7 +96,7 @@ def _granular(
     call_id = made_id(tool_name, given)
     if name.startswith("after"):
         return After(session_id, tool_name, call_id, duration_ms=milliseconds(event, "duration"))
-    return Before(session_id, folder(event), tool_name, given, call_id)
+    return _before(event, session_id, tool_name, given, call_id)
 
 
 def _mcp_arguments(event: Mapping[str, object]) -> dict[str, object]:

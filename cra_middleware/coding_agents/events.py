@@ -133,6 +133,12 @@ def arguments(event: Mapping[str, object], key: str = "tool_input") -> dict[str,
     return value
 
 
+def placed(given: Mapping[str, object], *folders: object) -> dict[str, object]:
+    """A shell tool's arguments with the folder that its line runs in, told beside them as ``folder``."""
+    where = next((found for found in folders if isinstance(found, str) and found), None)
+    return dict(given) if where is None else {**given, "folder": where}
+
+
 def milliseconds(event: Mapping[str, object], key: str) -> int | None:
     """A duration, when one is told that can be true."""
     value = event.get(key)

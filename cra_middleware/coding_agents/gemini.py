@@ -6,6 +6,8 @@ Facts, from its hooks reference (github.com/google-gemini/gemini-cli, ``docs/hoo
 ``error`` when it failed). There is no id of a call, so one is made of the tool and its arguments. stdout is JSON and
 nothing else. Exit code 2 blocks, with stderr as the reason that the model reads; every other code, and a time-out, is
 a warning only, and no setting changes that. After a tool, exit code 2 hides its result from the model.
+
+The folder that a shell line runs in (``dir_path``, else ``cwd``) is told beside its arguments, as ``folder``.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from cra_middleware.coding_agents.events import (
     arguments,
     folder,
     made_id,
+    placed,
     text,
 )
 
@@ -43,7 +46,10 @@ def parse(event: Mapping[str, object], /) -> Event:
     tool_name, given = text(event, "tool_name"), arguments(event)
     call_id = made_id(tool_name, given)
     if name == "BeforeTool":
-        return Before(session_id, folder(event), tool_name, given, call_id)
+        cwd = folder(event)
+        if tool_name == "run_shell_command":
+            given = placed(given, given.get("dir_path"), cwd)
+        return Before(session_id, cwd, tool_name, given, call_id)
     response = event.get("tool_response")
     has_failed = isinstance(response, dict) and bool(response.get("error"))
     return After(session_id, tool_name, call_id, "ToolFailed" if has_failed else None)

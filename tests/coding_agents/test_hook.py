@@ -171,12 +171,15 @@ def test_cursors_older_events(hook: Hook) -> None:
     event = {**common, "hook_event_name": "beforeMCPExecution", "tool_name": "pay", "tool_input": '{"amount": 1}'}
     assert blocks("cursor", hook.tell("cursor", event))
     event = {**common, "hook_event_name": "beforeShellExecution", "command": "ls", "cwd": str(hook.project)}
-    assert blocks("cursor", hook.tell("cursor", event))  # this Atlas wants the folder as an argument
+    assert passes("cursor", hook.tell("cursor", event))
+    told = {**common, "hook_event_name": "afterShellExecution", "command": "ls", "output": "", "duration": 3}
+    assert hook.tell("cursor", told).returncode == 0
     refused = {**common, "hook_event_name": "postToolUseFailure", "tool_name": "Shell", "tool_input": {}}
     refused |= {"tool_use_id": "x", "failure_type": "permission_denied", "error_message": "CRA"}
     assert hook.tell("cursor", refused).returncode == 0
     (events,) = traces(hook)
     assert codes(events) == []
+    assert calls(events)[-1] == "action.executed"
 
 
 def test_killed_between_before_and_after(real: Hook) -> None:
@@ -200,6 +203,17 @@ def test_killed_between_before_and_after(real: Hook) -> None:
     (events,) = traces(real)
     assert "action.executed" in calls(events)
     assert events[-1]["event_type"] == "session.ended"
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_a_line_runs_in_a_folder(hook: Hook, agent: str) -> None:
+    """The same line is allowed in the project and denied elsewhere, however the agent tells where it runs."""
+    tool, given = shell(agent, "ls", hook.project)
+    assert passes(agent, hook.tell(agent, before(agent, tool, given, hook.project)))
+    tool, given = shell(agent, "ls", "/etc")
+    assert blocks(agent, hook.tell(agent, before(agent, tool, given, "/etc")))
+    if agent == "gemini":
+        assert blocks(agent, hook.tell(agent, before(agent, tool, {**given, "dir_path": "/etc"}, hook.project)))
 
 
 def test_where_a_tool_runs_counts(hook: Hook) -> None:
