@@ -4,8 +4,9 @@ Facts, from its hooks reference (github.com/google-gemini/gemini-cli, ``docs/hoo
 ``BeforeTool``, ``AfterTool`` and ``SessionEnd`` are told on stdin as one JSON object with ``session_id``, ``cwd`` and
 ``hook_event_name``; those about tools add ``tool_name`` and ``tool_input``, afterwards ``tool_response`` (with
 ``error`` when it failed). There is no id of a call, so one is made of the tool and its arguments. stdout is JSON and
-nothing else. Exit code 2 blocks, with stderr as the reason that the model reads; every other code, and a time-out, is
-a warning only, and no setting changes that. After a tool, exit code 2 hides its result from the model.
+nothing else. Exit code 2 blocks, with stderr as the reason that the model reads. Other codes, and a time-out, are
+documented as warnings; seen with 0.61: 1 lets the tool run, 2 without a word does, too, and 127 with the shell's own
+words blocks. No setting changes that. After a tool, exit code 2 hides its result from the model.
 
 The folder that a shell line runs in (``dir_path``, else ``cwd``) is told beside its arguments, as ``folder``.
 """

@@ -14,7 +14,7 @@ import pytest
 from cra_middleware import verify
 from cra_middleware.coding_agents.settings import command, installed
 from tests.coding_agents.conftest import DEVELOPER
-from tests.coding_agents.scripted_api import Call, Model, anthropic
+from tests.coding_agents.scripted_api import Call, Model, anthropic, serving
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def run(claude: str, tmp_path: Path, line: str, calls: list[Call], settings: str
     (project / ".claude").mkdir(parents=True, exist_ok=True)
     home.mkdir(exist_ok=True)
     (project / ".claude" / "settings.json").write_text(settings or installed("", "claude-code", line))
-    with anthropic(calls) as model:
+    with serving(anthropic, calls) as model:
         environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(home),
@@ -70,10 +70,10 @@ def test_calls_are_decided(claude: str, tmp_path: Path) -> None:
     assert (project / "a.txt").read_text() == "x"
     assert not (project / "b.txt").exists()
     assert not (project / ".claude" / "settings.local.json").exists()
-    assert "no_allow_policy" in model.results["toolu_1"]
-    assert str(trace) not in model.results["toolu_1"]  # the model reads the reason, not the hook's command
-    assert "belong to people" in model.results["toolu_2"]
-    assert "cra approvals approve" in model.results["toolu_3"]
+    assert "no_allow_policy" in model.results[1]
+    assert str(trace) not in model.results[1]  # the model reads the reason, not the hook's command
+    assert "belong to people" in model.results[2]
+    assert "cra approvals approve" in model.results[3]
     (file,) = trace.glob("*.trace.jsonl")
     assert verify(file).sealed
     events = [json.loads(line) for line in file.read_bytes().splitlines()]
@@ -89,7 +89,7 @@ def test_a_broken_hook_blocks(claude: str, tmp_path: Path, broken: str) -> None:
     settings = installed("", "claude-code", f"{broken} # coding_agents/entry.py").replace(": 60", ": 1")
     model = run(claude, tmp_path, "", [("Bash", {"command": "touch b.txt"})], settings)
     assert not (tmp_path / "project" / "b.txt").exists()
-    assert "toolu_0" in model.results
+    assert 0 in model.results
 
 
 def test_without_a_hook_it_would_run(claude: str, tmp_path: Path) -> None:
@@ -106,4 +106,4 @@ def test_an_installation_that_cannot_be_imported(claude: str, tmp_path: Path) ->
         text = installed("", "claude-code", f"{settings} # coding_agents/entry.py").replace("onFailure", "unknownKey")
         model = run(claude, tmp_path, "", [("Bash", {"command": "touch b.txt"})], text)
         assert not (tmp_path / "project" / "b.txt").exists()
-    assert "could be decided" in model.results["toolu_0"]
+    assert "could be decided" in model.results[0]
