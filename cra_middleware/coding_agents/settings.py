@@ -103,7 +103,8 @@ def uninstalled(text: str, earlier: str = "") -> str:
         return text
     rest = _without(settings)
     try:
-        is_same = bool(earlier) and _parsed(earlier) == rest
+        bare = {key: value for key, value in rest.items() if key != "version"}  # which we may have added
+        is_same = bool(earlier) and _parsed(earlier) in (rest, bare)
     except SettingsError:
         is_same = False
     return earlier if is_same else _written(rest, text)
