@@ -14,8 +14,8 @@ from cra_middleware.coding_agents.events import After, Before, Ended, Event, For
 from cra_middleware.coding_agents.formats import format_of
 from cra_middleware.coding_agents.sittings import FOLDER, sit_down
 from cra_middleware.errors import ApprovalRequired, CallRefused, CRAError
+from cra_middleware.local_session import LocalSession
 from cra_middleware.runtime import Runtime
-from cra_middleware.session import Session
 
 MAX_EVENT_BYTES = 32 * 1024 * 1024
 LOCK_SECONDS = 10.0
@@ -111,7 +111,7 @@ def _project() -> str:
     return next((os.environ[name] for name in named if os.environ.get(name)), os.getcwd())
 
 
-def _decide(runtime: Runtime, session: Session, framework: str, approvals: Path, event: Before) -> str | None:
+def _decide(runtime: Runtime, session: LocalSession, framework: str, approvals: Path, event: Before) -> str | None:
     target = runtime.target_for(event.tool_name, framework)
     call = target.call(event.tool_name, event.arguments, event.call_id)._replace(agent_name=event.subagent)
     try:
@@ -128,7 +128,7 @@ def _decide(runtime: Runtime, session: Session, framework: str, approvals: Path,
     return None
 
 
-def _tell(session: Session, agent: str, event: After) -> None:
+def _tell(session: LocalSession, agent: str, event: After) -> None:
     """Record how a call ended; one that is not open is noted, and changes nothing."""
     same = (call for call in session.untold if (call.tool_call_id, call.tool_name) == (event.call_id, event.tool_name))
     call = next(same, None)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cra_middleware._ids import is_id
 from cra_middleware.errors import ChainBroken, SinkError
+from cra_middleware.local_session import LocalSession
 from cra_middleware.runtime import Runtime
 from cra_middleware.session import Session
 
@@ -36,7 +37,7 @@ class Sitting:
         self._fd = fd
         self._path = path
 
-    def session(self) -> Session:
+    def session(self) -> LocalSession:
         """Our session: gone on with, or begun when there is none that is still open.
 
         Raises:
@@ -45,11 +46,12 @@ class Sitting:
         known, is_ending = self._read()
         if known is not None:
             try:
-                return self._runtime.resume(known, keep=True, renew=False)
+                return _local(self._runtime.resume(known, keep=True, renew=False))
             except ChainBroken:
                 if not is_ending:
                     raise
-        session = self._runtime.session(self._agent, "(a coding agent's session)", external_id=self._name, keep=True)
+        goal = "(a coding agent's session)"
+        session = _local(self._runtime.session(self._agent, goal, external_id=self._external_id[:255], keep=True))
         self._write(session.id)
         return session
 
@@ -58,15 +60,11 @@ class Sitting:
         """Whether there is a session of ours, begun and not ended."""
         return self._read()[0] is not None
 
-    def end(self, session: Session) -> None:
+    def end(self, session: LocalSession) -> None:
         """Seal our session; what the agent does under the same id later is another of ours."""
         self._write(session.id + _ENDING)  # if this process dies before the seal, the next one goes on
         session.end()
         self._write("")
-
-    @property
-    def _name(self) -> str:
-        return self._external_id[:255]
 
     def _read(self) -> tuple[str | None, bool]:
         text = os.pread(self._fd, _LONGEST, 0).decode("ascii", "replace")
@@ -103,6 +101,12 @@ def sit_down(runtime: Runtime, trace: Path, agent: str, external_id: str, deadli
         yield Sitting(runtime, agent, external_id, fd, path)
     finally:
         os.close(fd)
+
+
+def _local(session: Session) -> LocalSession:
+    """A call can be handed over only where it is decided."""
+    assert isinstance(session, LocalSession)
+    return session
 
 
 def _lock(fd: int, path: Path, deadline_seconds: float) -> None:
