@@ -60,7 +60,7 @@ def _watched(argv: list[str]) -> tuple[int, bytes, bytes]:
     if child == 0:
         _work(options, writing)
     os.close(writing)
-    data = b""
+    data, wait = b"", os.WNOHANG
     try:
         while len(data) <= _MAX_ANSWER:
             left = deadline - time.monotonic()
@@ -68,11 +68,13 @@ def _watched(argv: list[str]) -> tuple[int, bytes, bytes]:
                 raise RefusedError("no answer came in time")
             part = os.read(reading, 1 << 16)
             if not part:
+                wait = 0  # it is ending: nothing of it stays behind
                 return _answer(data)
             data += part
         raise RefusedError("the answer has no end")
     finally:
         os.kill(child, signal.SIGKILL)  # it has answered, or it is too late
+        os.waitpid(child, wait)
 
 
 def _answer(data: bytes) -> tuple[int, bytes, bytes]:
