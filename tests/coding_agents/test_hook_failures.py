@@ -223,7 +223,9 @@ def test_a_trace_that_was_changed(hook: Hook) -> None:
     assert passes("codex", hook.tell("codex", good("codex", hook)))
     (trace,) = hook.trace.glob("*.trace.jsonl")
     whole = trace.read_bytes()
-    trace.write_bytes(whole.replace(b"shell.run", b"shell.nur", 1))
+    changed = whole.replace(b'"action_id":"shell.at"', b'"action_id":"shell.ta"', 1)
+    assert changed != whole
+    trace.write_bytes(changed)
     assert blocks("codex", hook.tell("codex", good("codex", hook)))
     trace.write_bytes(whole)
     assert passes("codex", hook.tell("codex", good("codex", hook)))
