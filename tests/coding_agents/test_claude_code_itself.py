@@ -16,6 +16,8 @@ from cra_middleware.coding_agents.settings import command, installed
 from tests.coding_agents.conftest import DEVELOPER
 from tests.coding_agents.scripted_api import Call, Model, anthropic, serving
 
+pytestmark = pytest.mark.slow  # each starts processes
+
 
 @pytest.fixture(scope="module")
 def claude() -> str:

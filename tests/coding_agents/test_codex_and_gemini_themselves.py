@@ -14,6 +14,8 @@ from cra_middleware.coding_agents.settings import command, installed
 from tests.coding_agents.conftest import DEVELOPER
 from tests.coding_agents.scripted_api import Call, Model, gemini, responses, serving
 
+pytestmark = pytest.mark.slow  # each starts processes
+
 
 def found(variable: str, package: str) -> str:
     """The CLI that ``variable`` names."""

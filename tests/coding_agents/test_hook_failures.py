@@ -23,6 +23,8 @@ from cra_middleware.coding_agents import answering, sittings
 from cra_middleware.coding_agents.answering import Options, answer
 from tests.coding_agents.events import AGENTS, ENTRY, Hook, after, before, blocks, passes, shell
 
+pytestmark = pytest.mark.slow  # each starts processes
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
@@ -176,11 +178,21 @@ def test_an_event_that_never_ends(real: Hook) -> None:
     assert b"no answer came in time" in process.communicate()[1]
 
 
+def _is_caught(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal, as Linux tells it."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (caught,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")]
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux which signals a process catches")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal(real: Hook, number: int) -> None:
     """Whoever asks the hook to stop gets a block."""
     process = real.start("codex")
-    time.sleep(0.3)
+    while not _is_caught(process.pid, number):  # a Python that has only just started can only die
+        assert process.poll() is None
+        time.sleep(0.01)
     process.send_signal(number)
     assert process.wait(20) == 2
     process.communicate()
@@ -199,9 +211,9 @@ def test_nobody_listens(real: Hook) -> None:
 def test_a_session_that_is_busy(hook: Hook, monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that waits for its session too long is blocked, and says so."""
     assert passes("codex", hook.tell("codex", good("codex", hook)))
-    monkeypatch.setattr(answering, "LOCK_SECONDS", 0.05)
     (file,) = (hook.trace / sittings.FOLDER).iterdir()
-    with file.open("rb") as locked:
+    with file.open("rb") as locked, monkeypatch.context() as patched:
+        patched.setattr(answering, "LOCK_SECONDS", 0.05)
         fcntl.flock(locked, fcntl.LOCK_EX)
         done = hook.tell("codex", good("codex", hook))
     assert blocks("codex", done)

@@ -9,8 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from cra_middleware.coding_agents import entry
 from cra_middleware.coding_agents.settings import TIMEOUT_SECONDS
+
+pytestmark = pytest.mark.slow  # each starts processes
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "coding-agents.md").read_text()

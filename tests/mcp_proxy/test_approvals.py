@@ -6,9 +6,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from cra_middleware.approvals import Answer
 from cra_middleware.sqlite_approvals import SqliteApprovals
 from tests.mcp_proxy.conftest import Client, Proxied, atlas
+
+pytestmark = pytest.mark.slow  # each starts processes
 
 Start = Callable[..., Client]
 FORMS = {"capabilities": {"elicitation": {}}}

@@ -13,6 +13,8 @@ import pytest
 
 from tests.mcp_proxy.conftest import Proxied
 
+pytestmark = pytest.mark.slow  # each starts processes
+
 
 def run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "cra_middleware", "mcp-proxy", *args]

@@ -9,6 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow  # each starts processes
+
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "mcp-proxy.md").read_text()
 
 

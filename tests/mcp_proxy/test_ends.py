@@ -8,7 +8,11 @@ import sys
 import time
 from collections.abc import Callable
 
+import pytest
+
 from tests.mcp_proxy.conftest import INITIALIZE, SECONDS, Client, Proxied
+
+pytestmark = pytest.mark.slow  # each starts processes
 
 Start = Callable[..., Client]
 

@@ -17,6 +17,8 @@ import pytest
 
 from tests.mcp_proxy.conftest import INITIALIZE, Client, Proxied, atlas
 
+pytestmark = pytest.mark.slow  # each starts processes
+
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "cra-middleware-tests" / "npm"
 VERSION = "2026.8.31"
 PACKAGES = ("@modelcontextprotocol/server-filesystem", "@modelcontextprotocol/server-everything")

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +17,8 @@ from cra_middleware._canonical import canonical, digest
 from cra_middleware.mcp_proxy.gate import Gate, Identity
 from cra_middleware.mcp_proxy.relay import Relay, Terms
 from tests.mcp_proxy.conftest import atlas
+
+pytestmark = pytest.mark.slow  # each starts processes
 
 RUNTIME = Runtime(Atlas.from_dict(atlas()))
 EVIL = '{"jsonrpc":"2.0","id":9,"method":"tools/call","params":{"name":"write_file","arguments":{}}}'

@@ -25,6 +25,8 @@ from mcp.client.stdio import StdioServerParameters
 from mcp.shared.exceptions import MCPError
 from mcp.types import ElicitResult
 
+pytestmark = pytest.mark.slow  # each starts processes
+
 SERVER = Path(__file__).with_name("sdk_server.py")
 STDIO = ["--", sys.executable, str(SERVER)]
 
