@@ -22,9 +22,11 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
+import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, get_type_hints
 
 from google.adk.agents import LlmAgent, LoopAgent, ParallelAgent, SequentialAgent
 from google.adk.plugins.base_plugin import BasePlugin
@@ -234,7 +236,12 @@ def _is_plain(tool: Any) -> bool:
     """Whether nothing but ADK's own code comes between ``run_async`` and the function."""
     kind = type(tool)
     own = isinstance(tool, FunctionTool) and kind.run_async is FunctionTool.run_async
-    return own and kind._invoke_callable is FunctionTool._invoke_callable and not tool._spec.is_generator
+    return own and kind._invoke_callable is FunctionTool._invoke_callable and not _streams(tool.func)
+
+
+def _streams(fn: Any) -> bool:
+    calls = getattr(fn, "__call__", fn)  # noqa: B004  what an object runs when it is called
+    return any(inspect.isgeneratorfunction(item) or inspect.isasyncgenfunction(item) for item in (fn, calls))
 
 
 async def _run_function(tool: Any, args: Any, context: Any, call: Callable[[object], GovernedCall]) -> Any:
@@ -269,16 +276,27 @@ def _fitted(tool: Any, arguments: dict[str, Any]) -> dict[str, Any]:
         ValidationError: when one cannot be made so.
     """
     fitted = dict(arguments)
-    parameters = tool._spec.signature.parameters if tool._spec.has_signature else {}
-    for name, item in parameters.items():
-        hint = tool._spec.type_hints.get(name, Any)
-        if name not in arguments or arguments[name] == item.default:
+    for name, (hint, default) in _annotated(tool.func).items():
+        if name not in arguments or arguments[name] == default:
             continue
         try:
             fitted[name] = TypeAdapter(hint).validate_python(arguments[name])
         except (TypeError, NameError, PydanticUserError):  # an annotation that pydantic can make nothing of
             continue
     return fitted
+
+
+def _annotated(fn: Any) -> dict[str, tuple[Any, Any]]:
+    """Hint and default of each parameter of whatever ADK takes for a function."""
+    source = fn
+    while isinstance(source, functools.partial):
+        source = source.func
+    try:
+        hints = get_type_hints(source if inspect.isroutine(source) else source.__call__, include_extras=True)
+        parameters = inspect.signature(fn).parameters
+    except (TypeError, NameError, ValueError):  # hints that only a type checker can read, or a builtin
+        return {}
+    return {name: (hints[name], item.default) for name, item in parameters.items() if name in hints}
 
 
 def _said(error: ValidationError) -> str:

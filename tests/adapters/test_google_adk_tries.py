@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import types as python_types
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -332,6 +333,26 @@ def test_arguments_of_another_type(runtime: Runtime, amount: Any) -> None:
         worker(scripted([("pay", {"order_id": "O-1", "amount": amount})]), pay), CRAPlugin(runtime, confirm=False)
     ).say()
     assert [ran for ran in RAN if not (isinstance(ran[2], float) and ran[2] <= 100)] == []
+
+
+def test_a_limit_on_what_is_allowed(tmp_path: Path) -> None:
+    """A policy that allows small amounts does not allow a text, though JSON Schema's maximum says nothing about one."""
+    small = {"type": "object", "properties": {"amount": {"maximum": 100}}}
+    policy = {"policy_id": "small", "type": "allow", "actions": ["refund.*"], "conditions": {"parameters": small}}
+    calls = [("pay", {"order_id": "O-1", "amount": amount}) for amount in ("700", "70")]
+    with Runtime(Atlas.from_dict({**ATLAS, "policies": [policy]}), trace=tmp_path) as runtime:
+        Conversation(worker(scripted(calls), pay), CRAPlugin(runtime)).say()
+    assert RAN == [("pay", "O-1", 70.0)]
+
+
+def test_a_copy_of_a_tool(runtime: Runtime) -> None:
+    """It is decided for itself, once."""
+    first = Own(name="remove", description="d")
+    Conversation(worker(scripted([REMOVE]), first), CRAPlugin(runtime)).say()
+    second = copy.copy(first)
+    second.name = "lookup"
+    Conversation(worker(scripted([("lookup", {"ticket_id": "T-1"})]), second), CRAPlugin(runtime)).say()
+    assert RAN == [("lookup", {"ticket_id": "T-1"})]
 
 
 class Ticket(BaseModel):
