@@ -63,6 +63,7 @@ def govern(
     actions: Mapping[str, str] | None = None,
     agent_id: str | None = None,
     goal: str | None = None,
+    inject_context: bool = True,
 ) -> ClaudeAgentOptions:
     """Options for one client or query, whose every tool call is decided and recorded.
 
@@ -72,12 +73,14 @@ def govern(
             Claude calls it by (``mcp__desk__lookup``), or by its own.
         agent_id: how policies and the trace name the agent. A sub-agent is named by its type.
         goal: the operator's sentence, recorded in the trace. Never a user's message.
+        inject_context: the Atlas's documents are added to the first message of a session.
 
     Raises:
         RuntimeError: when this version of the SDK lacks something that the gate stands on.
         ValueError: when a server of this name is among the options already.
     """
-    return CRAHooks(runtime, actions, agent_id=agent_id, goal=goal).govern(options, servers)
+    hooks = CRAHooks(runtime, actions, agent_id=agent_id, goal=goal, inject_context=inject_context)
+    return hooks.govern(options, servers)
 
 
 class CRAHooks:
@@ -90,6 +93,7 @@ class CRAHooks:
         *,
         agent_id: str | None = None,
         goal: str | None = None,
+        inject_context: bool = True,
     ) -> None:
         """As ``govern``.
 
@@ -107,6 +111,9 @@ class CRAHooks:
         )
         self._point = EnforcementPoint(runtime, FRAMEWORK, actions=actions, agent_id=agent_id, goal=goal)
         self._agent = agent_id
+        self._inject_context = inject_context
+        self._told: set[str] = set()
+        """The Claude sessions that were given the Atlas's documents."""
         self._inside: set[str] = set()
         self._can_use_tool: Callable[..., Awaitable[Any]] | None = None
         self._announced: dict[str, Any] = {}
@@ -140,6 +147,7 @@ class CRAHooks:
             "PreToolUse": HookMatcher(hooks=[self._before], timeout=PATIENCE, on_failure="block"),
             "PostToolUse": HookMatcher(hooks=[self._after]),
             "PostToolUseFailure": HookMatcher(hooks=[self._after]),
+            "UserPromptSubmit": HookMatcher(hooks=[self._add_context]),
             "Stop": HookMatcher(hooks=[self._settle]),
             "SubagentStop": HookMatcher(hooks=[self._settle]),
         }
@@ -222,6 +230,17 @@ class CRAHooks:
         except Exception as error:  # noqa: BLE001  the tool has run: all that is left is to say so in the log
             self._point.caught(error)
         return {}
+
+    async def _add_context(self, data: Any, tool_use_id: str | None, context: Any) -> Any:
+        if not self._inject_context or data["session_id"] in self._told:
+            return {}
+        try:
+            text = self._point.session(run=data["session_id"], agent=self._agent).context_text
+        except CallRefused:
+            return {}  # so is every call
+        self._told.add(data["session_id"])
+        said = {"hookEventName": "UserPromptSubmit", "additionalContext": text}
+        return {"hookSpecificOutput": said} if text else {}
 
     async def _settle(self, data: Any, tool_use_id: str | None, context: Any) -> Any:
         """An agent has stopped: what it still had open will get no outcome."""

@@ -39,6 +39,8 @@ class ScriptedAPI:
         self.main: Iterator[Calls] = iter(())
         self.sub: Iterator[Calls] = iter(())
         self.results: dict[str, str] = {}
+        self.prompt = ""
+        """All that the model was told before its first turn, as JSON."""
         api = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -71,6 +73,7 @@ class ScriptedAPI:
         for item in last if isinstance(last, list) else []:
             if item.get("type") == "tool_result":
                 self.results[item["tool_use_id"]] = str(item.get("content"))
+        self.prompt = self.prompt or json.dumps([body.get("system"), body["messages"]])
         script = self.sub if SUB_AGENT in json.dumps(body.get("system", "")) else self.main
         calls = next(script, []) if body.get("tools") else []
         message = {"id": "msg_1", "type": "message", "role": "assistant", "model": body["model"], "content": []}
@@ -165,6 +168,7 @@ class Claude:
         await self._client.query("/clear")  # a new conversation, with an id of its own
         async for _ in self._client.receive_response():
             pass
+        self.api.prompt = ""
         await self._client.query("hi")
         final = ""
         async for message in self._client.receive_response():

@@ -71,7 +71,7 @@ async def change(data: Any, tool_use_id: str | None, context: Any) -> Any:
 class ClaudeAgentSDK:
     framework = "claude_agent_sdk"
     modes: tuple[Mode, ...] = ("async",)
-    abilities = frozenset({"call_ids", "agent_names", "change", "nested"})
+    abilities = frozenset({"call_ids", "agent_names", "change", "nested", "context"})
     holes: ClassVar[dict[str, str]] = {
         "unknown_tool": "Claude Code calls no hook for a tool that it does not have",
         "unwritable_argument": "half a character never arrives: Claude Code mends it, and the mended one is decided",
@@ -94,7 +94,7 @@ class ClaudeAgentSDK:
             self._claude.close()
 
     def run(self, task: Task) -> Outcome:
-        hooks = CRAHooks(task.runtime, {"Agent": "ticket.list"}, agent_id=task.agent)
+        hooks = CRAHooks(task.runtime, {"Agent": "ticket.list"}, agent_id=task.agent, inject_context=task.adds_context)
         tools = [*task.tools, *(task.nested.tools if task.nested else [])]
         handlers = {item.name: item.handler for item in hooks.tools("s", [as_tool(fn) for fn in tools])}
         neighbours = {"PreToolUse": [HookMatcher(hooks=[change])]} if task.neighbour == "change" else None
@@ -103,7 +103,7 @@ class ClaudeAgentSDK:
             seen, final = self.claude.converse(options, handlers, turns(task), turns(task.nested))
         except Exception as error:
             return Outcome(error=error)
-        return Outcome(seen, final)
+        return Outcome(seen, final, prompt=self.claude.api.prompt)
 
     def resume(self, task: Task, paused: Any, approved: bool | None) -> Outcome:
         raise NotImplementedError("Claude Code has no run that stops for a person and is stored")
