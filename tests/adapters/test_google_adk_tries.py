@@ -16,6 +16,9 @@ pytest.importorskip("google.adk", reason="the Google ADK adapter needs the googl
 
 from google.adk.agents import BaseAgent, LlmAgent, SequentialAgent
 from google.adk.agents.run_config import RunConfig, ToolThreadPoolConfig
+from google.adk.artifacts import InMemoryArtifactService
+from google.adk.code_executors.unsafe_local_code_executor import UnsafeLocalCodeExecutor
+from google.adk.models.base_llm import BaseLlm
 from google.adk.models.llm_response import LlmResponse
 from google.adk.plugins.base_plugin import BasePlugin
 from google.adk.runners import Runner
@@ -86,10 +89,13 @@ class Conversation:
     """One session of a runner."""
 
     def __init__(self, agent: Any, *plugins: BasePlugin, config: RunConfig | None = None) -> None:
-        self.runner = (
-            Runner(app_name="app", node=agent, plugins=list(plugins), session_service=InMemorySessionService())
-            if not isinstance(agent, BaseAgent)
-            else Runner(app_name="app", agent=agent, plugins=list(plugins), session_service=InMemorySessionService())
+        root = {"agent" if isinstance(agent, BaseAgent) else "node": agent}
+        self.runner = Runner(
+            app_name="app",
+            plugins=list(plugins),
+            session_service=InMemorySessionService(),
+            artifact_service=InMemoryArtifactService(),
+            **root,
         )
         self.config = config or RunConfig()
         self.id = asyncio.run(self.runner.session_service.create_session(app_name="app", user_id="u")).id
@@ -426,6 +432,22 @@ def test_a_tool_with_a_steering_tool_s_name(runtime: Runtime) -> None:
         worker(scripted([("exit_loop", {"ticket_id": "T-1"})]), exit_loop), CRAPlugin(runtime, hide_denied=False)
     ).say()
     assert RAN == []
+
+
+class Codes(BaseLlm):
+    """A model that answers with a program."""
+
+    async def generate_content_async(self, llm_request: Any, stream: bool = False) -> AsyncIterator[LlmResponse]:
+        again = len(llm_request.contents) > 1
+        text = "done" if again else f"```python\nopen({self.model!r}, 'w').close()\n```"
+        yield LlmResponse(content=types.Content(role="model", parts=[types.Part(text=text)]))
+
+
+def test_hole_code_execution(runtime: Runtime, tmp_path: Path) -> None:
+    """Code that an agent's ``code_executor`` runs is no tool call: nothing decides it."""
+    agent = LlmAgent(name="worker", model=Codes(model=str(tmp_path / "x")), code_executor=UnsafeLocalCodeExecutor())
+    Conversation(agent, CRAPlugin(runtime)).say()
+    assert (tmp_path / "x").exists(), "no hole any more"
 
 
 def test_versions(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
