@@ -362,7 +362,7 @@ def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is too old, or that lost ``on_failure``, is refused at once."""
     with Runtime(Atlas.from_dict(ATLAS)) as runtime:
         with monkeypatch.context() as patch:
-            patch.setattr("cra_middleware.enforcement.version", lambda name: "0.2.100")
+            patch.setattr("cra_middleware.seams.version", lambda name: "0.2.100")
             with pytest.raises(RuntimeError, match="too old"):
                 CRAHooks(runtime)
         monkeypatch.delattr(HookMatcher, "on_failure")

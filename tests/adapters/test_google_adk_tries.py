@@ -453,7 +453,7 @@ def test_hole_code_execution(runtime: Runtime, tmp_path: Path) -> None:
 def test_versions(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is too old, or that lost a hook, is refused at once."""
     with monkeypatch.context() as patch:
-        patch.setattr("cra_middleware.enforcement.version", lambda name: "1.0.0")
+        patch.setattr("cra_middleware.seams.version", lambda name: "1.0.0")
         with pytest.raises(RuntimeError, match="too old"):
             CRAPlugin(runtime)
     monkeypatch.delattr(FunctionTool, "_invoke_callable")
