@@ -74,7 +74,6 @@ class ClaudeAgentSDK:
     abilities = frozenset({"call_ids", "agent_names", "change", "nested", "context"})
     holes: ClassVar[dict[str, str]] = {
         "unknown_tool": "Claude Code calls no hook for a tool that it does not have",
-        "unwritable_argument": "half a character never arrives: Claude Code mends it, and the mended one is decided",
     }
 
     def __init__(self) -> None:

@@ -88,9 +88,7 @@ class GoogleADK:
     abilities = frozenset(
         {"call_ids", "agent_names", "pause", "retry", "change", "nested", "handoff", "hide", "context"}
     )
-    holes: ClassVar[dict[str, str]] = {
-        "unwritable_argument": "ADK hands half a character on; the trace holds it, escaped, and the run fails later"
-    }
+    holes: ClassVar[dict[str, str]] = {}
 
     def agent(self, task: Task) -> tuple[LlmAgent, Model]:
         turns, tools, below = [list(turn) for turn in task.turns], list(task.tools), []
