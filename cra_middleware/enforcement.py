@@ -95,25 +95,25 @@ class EnforcementPoint:
         named = declared or getattr(body, "cra_action", None)
         declared = named if isinstance(named, str) else None
         defaults = {} if body is None else _defaults(body, without)
-        return GovernedTool(
-            self,
-            name,
-            source or self.framework,
-            title,
-            declared,
-            body,
-            description,
-            schema,
-            defaults,
-            frozenset(without),
-        )
+        source, hidden = source or self.framework, frozenset(without)
+        return GovernedTool(self, name, source, title, declared, body, description, schema, defaults, hidden)
 
-    def session(self, *, run: str | None = None, agent: str | None = None, resumed: Collection[str] = ()) -> Session:
+    def session(
+        self,
+        *,
+        run: str | None = None,
+        agent: str | None = None,
+        resumed: Collection[str] = (),
+        kept: str | None = None,
+        keep: bool = False,
+    ) -> Session:
         """The session that governs a call of ``agent`` in ``run``.
 
         The current session, where there is one; else one for each run, and one for all calls that belong to none. An
         agent other than the one that a run began with, and one inside another's tool, gets its own below that. A run
-        that is gone on with finds its session by the ids of its calls that were stopped, ``resumed``.
+        that is gone on with finds its session by the ids of its calls that were stopped, ``resumed``, or by
+        the session's own id where a framework stores that with the run, ``kept``. A new one outlives the runtime where
+        it is told to ``keep``.
 
         Raises:
             CallRefused: when there is none, or none can be opened.
@@ -121,7 +121,7 @@ class EnforcementPoint:
         inside = _running.get()
         caller = None if inside is None else (inside.session, inside.agent)
         try:
-            return self._sessions.find(run, agent, resumed, caller)
+            return self._sessions.find(run, agent, resumed, caller, kept, keep)
         except CallRefused:
             raise
         except SinkError as error:
@@ -196,6 +196,7 @@ class GovernedTool:
         agent: str | None = None,
         run: str | None = None,
         approver: Approver | None = None,
+        session: Session | None = None,
     ) -> GovernedCall:
         """A call of it, not yet decided.
 
@@ -206,11 +207,13 @@ class GovernedTool:
             agent: the framework's name of the agent that calls.
             run: the framework's id of the run, thread or conversation.
             approver: the framework's way to ask a person, for when the runtime has none.
+            session: which governs it, where the adapter knows; else ``EnforcementPoint.session`` says.
 
         Raises:
             CallRefused: when no session governs it.
         """
-        session = self.point.session(run=run, agent=agent, resumed=() if call_id is None else (call_id,))
+        if session is None:
+            session = self.point.session(run=run, agent=agent, resumed=() if call_id is None else (call_id,))
         target = self.point.target(self.name, self.declared)
         try:
             if not isinstance(arguments, Mapping):

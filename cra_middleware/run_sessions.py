@@ -49,11 +49,13 @@ class RunSessions:
         agent: str | None,
         call_ids: Collection[str],
         caller: tuple[Session, str | None] | None,
+        kept: str | None = None,
+        keep: bool = False,
     ) -> Session:
         """The session for a call of ``agent`` in ``run``; ``caller`` is whose tool it is made inside of.
 
-        A run that goes on in another process finds its session by one of ``call_ids``: the call that waits
-        for a person.
+        A run that goes on in another process finds its session by ``kept``, the id that a framework has stored, or by
+        one of ``call_ids``: the call that waits for a person. ``keep`` lets a new one outlive the runtime.
 
         Raises:
             NoActiveSession: when there is none, and no runtime to open one.
@@ -66,7 +68,7 @@ class RunSessions:
                 lead = caller[1] or current.facts.agent_id
                 root = current
             else:
-                root = current or self._root(run, agent, call_ids)
+                root = current or self._root(run, agent, call_ids, kept, keep)
                 lead = self._leads.setdefault((root.id, run), agent or root.facts.agent_id)
                 while len(self._leads) > MAX_RUNS:
                     self._leads.popitem(last=False)
@@ -88,13 +90,15 @@ class RunSessions:
             return current
         return current if self._runtime.find(current.id) is current else None
 
-    def _root(self, run: str | None, agent: str | None, call_ids: Collection[str]) -> Session:
+    def _root(
+        self, run: str | None, agent: str | None, call_ids: Collection[str], kept: str | None, keep: bool
+    ) -> Session:
         if self._runtime is None:
             raise NoActiveSession("no session is active; open one: with runtime.session(...):, or pass a runtime")
-        known = self._runs.get(run)
+        known = self._runs.get(run) if kept is None else self._resumed(self._runtime, kept)
         if known is None or not known.is_open:
             known = self._waiting(self._runtime, call_ids)
-            known = known or self._runtime.session(agent or self._agent_id, self._goal, external_id=run)
+            known = known or self._runtime.session(agent or self._agent_id, self._goal, external_id=run, keep=keep)
         self._runs[run] = known
         self._runs.move_to_end(run)
         while len(self._runs) > MAX_RUNS:
@@ -111,7 +115,9 @@ class RunSessions:
         asked = {item.pending.session_id for item in live if item.pending.tool_call_id in call_ids}
         if len(asked) != 1:
             return None
-        session_id = asked.pop()
+        return self._resumed(runtime, asked.pop())
+
+    def _resumed(self, runtime: Runtime, session_id: str) -> Session | None:
         try:
             return runtime.resume(session_id, keep=True)
         except (ChainBroken, SinkError) as error:
