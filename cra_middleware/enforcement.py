@@ -111,9 +111,9 @@ class EnforcementPoint:
 
         The current session, where there is one; else one for each run, and one for all calls that belong to none. An
         agent other than the one that a run began with, and one inside another's tool, gets its own below that. A run
-        that is gone on with finds its session by the ids of its calls that were stopped, ``resumed``, or by
-        the session's own id where a framework stores that with the run, ``kept``. A new one outlives the runtime where
-        it is told to ``keep``.
+        that is gone on with finds its session by the ids of its calls that were stopped, ``resumed``, or by the
+        session's own id where a framework stores that with the run, ``kept``. ``keep`` lets a new one outlive the
+        runtime.
 
         Raises:
             CallRefused: when there is none, or none can be opened.
@@ -130,9 +130,12 @@ class EnforcementPoint:
             _logger.exception("no session could be opened; the call is refused")
             raise NoActiveSession(f"no session could be opened ({type(error).__name__}: {error})") from error
 
-    def end(self, run: str | None) -> None:
-        """The framework says that ``run`` is over: its session ends, unless a person is still being asked in it."""
-        self._sessions.end(run)
+    def end(self, run: str | None, *, can_wait: bool = True) -> None:
+        """The framework says that ``run`` is over: its session ends, unless a person is still being asked in it.
+
+        ``can_wait=False`` says that nobody could go on with it.
+        """
+        self._sessions.end(run, can_wait)
 
     def answer(self, call_id: str, *, approved: bool, by: str, reason: str | None = None) -> None:
         """A person answered the question about a call by the framework's own means, which does not call it again.

@@ -35,6 +35,7 @@ class RunSessions:
         self._goal = goal
         self._lock = threading.RLock()
         self._runs: OrderedDict[str | None, Session] = OrderedDict()
+        self._kept: set[str] = set()
         self._leads: OrderedDict[tuple[str, str | None], str] = OrderedDict()
         self._others: dict[tuple[str, str], Session] = {}
         tell_child(self)
@@ -74,13 +75,14 @@ class RunSessions:
                     self._leads.popitem(last=False)
             return root if agent is None or agent in (lead, root.facts.agent_id) else self._below(root, agent)
 
-    def end(self, run: str | None) -> None:
-        """``run`` is over: end its session, unless a person is still being asked in it."""
+    def end(self, run: str | None, can_wait: bool = True) -> None:
+        """``run`` is over: end its session, unless a person is still being asked in it and it ``can_wait``."""
         with self._lock:
             session = self._runs.get(run)
-            if session is None or session.is_waiting:
+            if session is None or (can_wait and session.is_waiting):
                 return
             del self._runs[run]
+            self._kept.discard(session.id)
         session.end()
 
     def _current(self) -> Session | None:
@@ -95,16 +97,21 @@ class RunSessions:
     ) -> Session:
         if self._runtime is None:
             raise NoActiveSession("no session is active; open one: with runtime.session(...):, or pass a runtime")
-        known = self._runs.get(run) if kept is None else self._resumed(self._runtime, kept)
-        if known is None or not known.is_open:
-            known = self._waiting(self._runtime, call_ids)
+        known = self._runs.get(run)
+        if known is None or not known.is_open or kept not in (None, known.id):
+            stored = kept or (known.id if known is not None and keep else None)
+            known = None if stored is None else self._resumed(self._runtime, stored)
+            known = known or self._waiting(self._runtime, call_ids)
             known = known or self._runtime.session(agent or self._agent_id, self._goal, external_id=run, keep=keep)
         self._runs[run] = known
         self._runs.move_to_end(run)
+        if keep:
+            self._kept.add(known.id)
         while len(self._runs) > MAX_RUNS:
             _, oldest = self._runs.popitem(last=False)
-            if not oldest.is_busy:
+            if oldest.id not in self._kept and not oldest.is_busy:  # the runtime detaches those kept by itself
                 oldest.end()
+            self._kept.discard(oldest.id)
         return known
 
     def _waiting(self, runtime: Runtime, call_ids: Collection[str]) -> Session | None:
