@@ -26,6 +26,15 @@ from cra_adapters.langchain.callbacks import CRACallbackHandler
 from cra_adapters.langchain.describe import describe_tools
 from cra_adapters.langchain.interrupts import AskByInterrupt
 from cra_adapters.langchain.middleware import CRAMiddleware
+from cra_adapters.langchain.node import governed_tool_node
 from cra_adapters.langchain.tools import GovernedTool, govern_tools
 
-__all__ = ["AskByInterrupt", "CRACallbackHandler", "CRAMiddleware", "GovernedTool", "describe_tools", "govern_tools"]
+__all__ = [
+    "AskByInterrupt",
+    "CRACallbackHandler",
+    "CRAMiddleware",
+    "GovernedTool",
+    "describe_tools",
+    "govern_tools",
+    "governed_tool_node",
+]
