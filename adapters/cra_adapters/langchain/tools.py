@@ -118,7 +118,7 @@ class GovernedTool(BaseTool):
     def _to_args_and_kwargs(self, tool_input: Any, tool_call_id: str | None) -> Any:
         try:
             return self.inner._to_args_and_kwargs(tool_input, tool_call_id)
-        except Exception as error:
+        except Exception as error:  # whatever a parser or a validator of the tool raises; it is raised again
             body = body_of(self.inner, is_async=False)
             given = tool_input if isinstance(tool_input, Mapping) else {"input": tool_input}
             with suppress(CallRefused):  # it cannot be recorded; what the framework says comes out all the same
