@@ -11,7 +11,8 @@ from uuid import UUID
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.tools import StructuredTool
 
-from cra_adapters.langchain.tools import FRAMEWORK, agent_of, thread_of
+from cra_adapters.langchain.inside import agent_of, thread_of
+from cra_adapters.langchain.tools import FRAMEWORK
 from cra_middleware import CallRefused, Runtime
 from cra_middleware.enforcement import EnforcementPoint
 

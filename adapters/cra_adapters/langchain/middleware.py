@@ -16,9 +16,10 @@ from langgraph.errors import GraphBubbleUp
 from langgraph.prebuilt.tool_node import ToolCallRequest
 from langgraph.types import Command
 
+from cra_adapters.langchain.inside import UNGOVERNED, agent_of, thread_of
 from cra_adapters.langchain.interrupts import AskByInterrupt
-from cra_adapters.langchain.tools import FRAMEWORK, GovernedTool, agent_of, described, thread_of
-from cra_middleware import CallRefused, ChainBroken, NoActiveSession, Runtime, Session, SinkError
+from cra_adapters.langchain.tools import FRAMEWORK, GovernedTool, described
+from cra_middleware import CallRefused, ChainBroken, NoActiveSession, Runtime, Session, SinkError, current_session
 from cra_middleware.enforcement import EnforcementPoint, GovernedCall, require
 
 SESSION_KEY: Final = "cra_session_id"
@@ -52,6 +53,7 @@ class CRAMiddleware(AgentMiddleware[CRAState, Any, Any]):
         inject_context: bool = True,
         tool_errors: Literal["message", "raise"] = "message",
         interrupt: bool = True,
+        subagents: Literal["governed", "any"] = "governed",
     ) -> None:
         """Govern with ``runtime``.
 
@@ -66,6 +68,8 @@ class CRAMiddleware(AgentMiddleware[CRAState, Any, Any]):
             inject_context: the Atlas's documents are added to the system prompt.
             interrupt: where the runtime has no approver and the agent a checkpointer, a call that needs a person
                 stops the run, which goes on with ``Command(resume=...)``; else the model is told to wait.
+            subagents: what a model calls inside one of this agent's tools has to be governed as well, or it does not
+                run, and the trace notes an ``ungoverned_tool``; ``any`` lets it.
             tool_errors: whether a tool's own exception comes back to the model as an error message, or is raised.
 
         Raises:
@@ -82,6 +86,7 @@ class CRAMiddleware(AgentMiddleware[CRAState, Any, Any]):
         self._hide_denied = hide_denied
         self._inject_context = inject_context
         self._tool_errors = tool_errors
+        self._lets_others = subagents == "any"
         self._approver = AskByInterrupt(one_call_per_task=True) if interrupt else None
         self._runs: dict[str, str] = {}
 
@@ -92,7 +97,7 @@ class CRAMiddleware(AgentMiddleware[CRAState, Any, Any]):
         run = thread if keep and thread is not None else uuid4().hex
         kept = state.get(SESSION_KEY) if keep else None
         session = self._point.session(run=run, agent=agent_of(config), kept=kept, keep=keep)
-        if not keep:
+        if not keep and not self._is_inside():
             self._runs[session.id] = run
         return {SESSION_KEY: session.id}
 
@@ -100,7 +105,7 @@ class CRAMiddleware(AgentMiddleware[CRAState, Any, Any]):
         return self.before_agent(state, runtime)
 
     def after_agent(self, state: CRAState, runtime: Any) -> dict[str, Any] | None:
-        run = self._runs.pop(state.get(SESSION_KEY, ""), None)
+        run = None if self._is_inside() else self._runs.pop(state.get(SESSION_KEY, ""), None)
         if run is not None:
             self._point.end(run, can_wait=False)
         return None
@@ -165,9 +170,19 @@ class CRAMiddleware(AgentMiddleware[CRAState, Any, Any]):
         return self._approver
 
     @property
+    def lets_others(self) -> bool:
+        """Whether a model inside a tool may call what nothing governs."""
+        return self._lets_others
+
+    @property
     def returns_tool_errors(self) -> bool:
         """Whether a tool's own exception comes back as a message."""
         return self._tool_errors == "message"
+
+    def _is_inside(self) -> bool:
+        """Whether this agent runs in a session of somebody else's: an explicit one, or that of a tool it is run by."""
+        current = current_session()
+        return current is not None and self._runtime.find(current.id) is current
 
     def _prompt(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
         session = self.find_session(request.state, get_config())
@@ -197,7 +212,9 @@ class _Gate:
         self._governed: GovernedTool | None = None
         self.request = request
         if self._tool is not None:
-            self._governed = GovernedTool(self._tool, middleware.point, self._session, middleware.approver)
+            self._governed = GovernedTool(
+                self._tool, middleware.point, self._session, middleware.approver, middleware.lets_others
+            )
             self.request = request.override(tool=self._governed)
 
     def may_run(self) -> bool:
@@ -220,7 +237,7 @@ class _Gate:
             self._asked().reject("the framework refused the arguments before the tool was reached")
             return result
         name = self._call["name"]
-        self._session().note("ungoverned_tool", f"a neighbour of CRAMiddleware ran something in place of {name[:200]}")
+        self._session().note(UNGOVERNED, f"a neighbour of CRAMiddleware ran something in place of {name[:200]}")
         return self._message(
             f"{name} was replaced by another middleware and its result is withheld. Tell the operator."
         )

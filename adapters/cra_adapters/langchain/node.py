@@ -11,7 +11,8 @@ from langgraph.prebuilt import ToolNode
 from langgraph.prebuilt.tool_node import ToolCallRequest
 from langgraph.types import Command
 
-from cra_adapters.langchain.tools import FRAMEWORK, agent_of, govern_tools, thread_of
+from cra_adapters.langchain.inside import agent_of, thread_of
+from cra_adapters.langchain.tools import FRAMEWORK, govern_tools
 from cra_middleware import CallRefused, Runtime
 from cra_middleware.enforcement import EnforcementPoint
 

@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Literal
 
 from langchain_core.messages import ToolMessage
 from langchain_core.runnables import RunnableConfig
-from langchain_core.runnables.config import ensure_config
 from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, PrivateAttr
 
 from cra_adapters.langchain.bodies import accepted, arguments_of, body_of, declared_action, injected_names
 from cra_adapters.langchain.describe import schema_of
+from cra_adapters.langchain.inside import entered, entering, watched
 from cra_adapters.langchain.interrupts import AskByInterrupt, can_interrupt
 from cra_middleware import CallRefused, Runtime, Session, enforcement
 from cra_middleware.enforcement import EnforcementPoint, GovernedCall
 
 FRAMEWORK = "langchain"
-
-
-class _Entered(NamedTuple):
-    """How the tool that runs here was called."""
-
-    call_id: str | None = None
-    agent: str | None = None
-    thread: str | None = None
-
-
-_entered: ContextVar[_Entered] = ContextVar("cra_langchain_entered", default=_Entered())  # noqa: B039  a tuple
 
 
 class GovernedTool(BaseTool):
@@ -42,6 +30,7 @@ class GovernedTool(BaseTool):
     _point: EnforcementPoint = PrivateAttr()
     _find_session: Callable[[], Session] | None = PrivateAttr(default=None)
     _approver: AskByInterrupt | None = PrivateAttr(default=None)
+    _lets_others: bool = PrivateAttr(default=False)
     _decided: bool = PrivateAttr(default=False)
 
     def __init__(
@@ -50,6 +39,7 @@ class GovernedTool(BaseTool):
         point: EnforcementPoint,
         find_session: Callable[[], Session] | None = None,
         approver: AskByInterrupt | None = None,
+        lets_others: bool = False,
     ) -> None:
         for method in ("run", "arun", "invoke"):
             owner = next(cls for cls in type(inner).__mro__ if method in vars(cls))
@@ -73,6 +63,7 @@ class GovernedTool(BaseTool):
         self._point = point
         self._find_session = find_session
         self._approver = approver
+        self._lets_others = lets_others
 
     @property
     def decided(self) -> bool:
@@ -89,13 +80,29 @@ class GovernedTool(BaseTool):
         """The inner coroutine function, governed."""
         return self._governed(getattr(self.inner, "coroutine", None))
 
-    def run(self, tool_input: Any, *args: Any, tool_call_id: str | None = None, **kwargs: Any) -> Any:
-        with _entering(tool_call_id, kwargs.get("config")):
-            return super().run(tool_input, *args, tool_call_id=tool_call_id, **kwargs)
+    def run(  # the parameters before callbacks only print
+        self,
+        tool_input: Any,
+        verbose: Any = None,
+        start_color: Any = None,
+        color: Any = None,
+        callbacks: Any = None,
+        **given: Any,
+    ) -> Any:
+        with entering(given.get("tool_call_id"), given.get("config"), self._lets_others):
+            return super().run(tool_input, verbose, callbacks=watched(callbacks), **given)
 
-    async def arun(self, tool_input: Any, *args: Any, tool_call_id: str | None = None, **kwargs: Any) -> Any:
-        with _entering(tool_call_id, kwargs.get("config")):
-            return await super().arun(tool_input, *args, tool_call_id=tool_call_id, **kwargs)
+    async def arun(
+        self,
+        tool_input: Any,
+        verbose: Any = None,
+        start_color: Any = None,
+        color: Any = None,
+        callbacks: Any = None,
+        **given: Any,
+    ) -> Any:
+        with entering(given.get("tool_call_id"), given.get("config"), self._lets_others):
+            return await super().arun(tool_input, verbose, callbacks=watched(callbacks), **given)
 
     def _run(self, *args: Any, cra_config: RunnableConfig, run_manager: Any = None, **kwargs: Any) -> Any:
         run, body = self.inner._run, body_of(self.inner, is_async=False)
@@ -116,6 +123,7 @@ class GovernedTool(BaseTool):
             return self._refused(refusal)
 
     def _to_args_and_kwargs(self, tool_input: Any, tool_call_id: str | None) -> Any:
+        entered().is_started = True
         try:
             return self.inner._to_args_and_kwargs(tool_input, tool_call_id)
         except Exception as error:  # whatever a parser or a validator of the tool raises; it is raised again
@@ -131,20 +139,24 @@ class GovernedTool(BaseTool):
 
     def _call(self, body: Any, arguments: dict[str, Any]) -> GovernedCall:
         self._decided = True
-        entered = _entered.get()
+        how = entered()
+        if self._find_session is None:
+            resumed = () if how.call_id is None else (how.call_id,)
+            how.session = self._point.session(run=how.thread, agent=how.agent, resumed=resumed)
+        else:
+            how.session = self._find_session()
         return described(self._point, self.inner, body).call(
             arguments,
-            call_id=entered.call_id,
-            agent=entered.agent,
-            run=entered.thread,
+            call_id=how.call_id,
+            agent=how.agent,
             # a person is asked by stopping the graph, where one can be stopped
             approver=self._approver if self._approver is not None and can_interrupt() else None,
-            session=None if self._find_session is None else self._find_session(),
+            session=how.session,
         )
 
     def _refused(self, refusal: CallRefused) -> Any:
         """For a model an error message; for Python code that calls the tool without a call id, the exception."""
-        call_id = _entered.get().call_id
+        call_id = entered().call_id
         if call_id is None:
             raise refusal
         message = ToolMessage(str(refusal), name=self.name, tool_call_id=call_id, status="error")
@@ -169,6 +181,7 @@ def govern_tools(
     actions: Mapping[str, str] | None = None,
     *,
     interrupt: bool = True,
+    subagents: Literal["governed", "any"] = "governed",
 ) -> list[BaseTool]:
     """The same tools, governed wherever they run.
 
@@ -179,10 +192,16 @@ def govern_tools(
             and a call outside any is refused.
         actions: tool names to action ids, before what the Atlas maps.
         interrupt: where the runtime has no approver and a graph can be stopped, stop it and ask.
+        subagents: what a model calls inside one of these tools has to be governed as well, or it does not run;
+            ``any`` lets it.
     """
     point = EnforcementPoint(runtime, FRAMEWORK, actions=actions)
     approver = AskByInterrupt() if interrupt else None
-    return [tool if isinstance(tool, GovernedTool) else GovernedTool(tool, point, None, approver) for tool in tools]
+    lets_others = subagents == "any"
+    return [
+        tool if isinstance(tool, GovernedTool) else GovernedTool(tool, point, None, approver, lets_others)
+        for tool in tools
+    ]
 
 
 def described(point: EnforcementPoint, tool: BaseTool, body: Any = None) -> enforcement.GovernedTool:
@@ -197,25 +216,3 @@ def described(point: EnforcementPoint, tool: BaseTool, body: Any = None) -> enfo
         schema=schema_of(tool),
         without=injected_names(tool, body),
     )
-
-
-def agent_of(config: Mapping[str, Any]) -> str | None:
-    """The name that was given to ``create_agent``."""
-    name = (config.get("metadata") or {}).get("lc_agent_name")
-    return name if isinstance(name, str) and name else None
-
-
-def thread_of(config: Mapping[str, Any]) -> str | None:
-    """The id of the thread that a graph runs in."""
-    thread = (config.get("configurable") or {}).get("thread_id")
-    return None if thread is None else str(thread)
-
-
-@contextmanager
-def _entering(call_id: str | None, config: Mapping[str, Any] | None) -> Iterator[None]:
-    config = config or ensure_config()
-    token = _entered.set(_Entered(call_id, agent_of(config), thread_of(config)))
-    try:
-        yield
-    finally:
-        _entered.reset(token)
