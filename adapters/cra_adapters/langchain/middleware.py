@@ -18,16 +18,12 @@ from langgraph.types import Command
 
 from cra_adapters.langchain.inside import UNGOVERNED, agent_of, thread_of
 from cra_adapters.langchain.interrupts import AskByInterrupt
-from cra_adapters.langchain.tools import FRAMEWORK, GovernedTool, described
+from cra_adapters.langchain.tools import FRAMEWORK, GovernedTool, described, require_langchain
 from cra_middleware import CallRefused, ChainBroken, NoActiveSession, Runtime, Session, SinkError, current_session
-from cra_middleware.enforcement import EnforcementPoint, GovernedCall, require
+from cra_middleware.enforcement import EnforcementPoint, GovernedCall
 
 SESSION_KEY: Final = "cra_session_id"
-_SEAMS: dict[object, tuple[str, ...]] = {
-    AgentMiddleware: ("wrap_tool_call", "awrap_tool_call", "wrap_model_call", "before_agent", "after_agent"),
-    ToolCallRequest: ("override",),
-    BaseTool: ("_to_args_and_kwargs", "_filter_injected_args", "run", "arun"),
-}
+_HOOKS = ("wrap_tool_call", "awrap_tool_call", "wrap_model_call", "before_agent", "after_agent")
 
 
 class CRAState(AgentState[Any]):
@@ -79,7 +75,7 @@ class CRAMiddleware(AgentMiddleware[CRAState, Any, Any]):
         super().__init__()
         if session not in ("thread", "run"):
             raise ValueError(f"session must be 'thread' or 'run', not {session!r}")
-        require("langchain", "1.0", _SEAMS)
+        require_langchain({AgentMiddleware: _HOOKS, ToolCallRequest: ("override",)})
         self._runtime = runtime
         self._point = EnforcementPoint(runtime, FRAMEWORK, actions=actions, agent_id=agent_id, goal=goal)
         self._mode = session

@@ -17,7 +17,7 @@ from cra_adapters.langchain.describe import schema_of
 from cra_adapters.langchain.inside import entered, entering, watched
 from cra_adapters.langchain.interrupts import AskByInterrupt, can_interrupt
 from cra_middleware import CallRefused, Runtime, Session, enforcement
-from cra_middleware.enforcement import EnforcementPoint, GovernedCall
+from cra_middleware.enforcement import EnforcementPoint, GovernedCall, require
 
 FRAMEWORK = "langchain"
 
@@ -194,7 +194,12 @@ def govern_tools(
         interrupt: where the runtime has no approver and a graph can be stopped, stop it and ask.
         subagents: what a model calls inside one of these tools has to be governed as well, or it does not run;
             ``any`` lets it.
+
+    Raises:
+        RuntimeError: when this version of LangChain lacks a hook that the gate stands on.
+        TypeError: when a tool has a ``run()``, ``arun()`` or ``invoke()`` of its own.
     """
+    require_langchain()
     point = EnforcementPoint(runtime, FRAMEWORK, actions=actions)
     approver = AskByInterrupt() if interrupt else None
     lets_others = subagents == "any"
@@ -202,6 +207,17 @@ def govern_tools(
         tool if isinstance(tool, GovernedTool) else GovernedTool(tool, point, None, approver, lets_others)
         for tool in tools
     ]
+
+
+def require_langchain(seams: Mapping[object, tuple[str, ...]] | None = None) -> None:
+    """Refuse versions that are too old, or that lost a hook.
+
+    Raises:
+        RuntimeError: when this is one.
+    """
+    require("langchain", "1.4", seams)
+    require("langgraph", "1.2.12")
+    require("langchain-core", "1.7", {BaseTool: ("_to_args_and_kwargs", "_filter_injected_args", "run", "arun")})
 
 
 def described(point: EnforcementPoint, tool: BaseTool, body: Any = None) -> enforcement.GovernedTool:
