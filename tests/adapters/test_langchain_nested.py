@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ pytest.importorskip("langchain", reason="the LangChain adapter needs the langcha
 
 from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.tools import BaseTool, StructuredTool
 from langgraph.checkpoint.memory import InMemorySaver
@@ -148,6 +150,36 @@ def outer_agent(runtime: Runtime, tool: BaseTool, gate: str, subagents: Literal[
     if gate == "middleware":
         return create_agent(model([OUTER]), [tool], middleware=[CRAMiddleware(runtime, subagents=subagents)])
     return create_agent(model([OUTER]), govern_tools([tool], runtime, subagents=subagents))
+
+
+class Listener(BaseCallbackHandler):
+    """What a program may pass to an agent that it invokes."""
+
+
+@MODES
+def test_callbacks_of_its_own_do_not_help_it(runtime: Runtime, mode: str) -> None:
+    """An agent that is invoked with callbacks of its own is watched all the same."""
+    inner = create_agent(model([REMOVE]), [remove]).with_config(callbacks=[Listener()])
+    run(outer_agent(runtime, calling(inner, HI), "middleware"), mode)
+    assert RAN == []
+
+
+@MODES
+def test_an_agent_in_a_thread_of_its_own(runtime: Runtime, tmp_path: Path, mode: str) -> None:
+    """A hole: nothing of the outer tool's context is there. With the gate it is governed, in a session of its own."""
+
+    def outer(ticket_id: str) -> str:
+        """Starts a thread."""
+        for gates in ([], [CRAMiddleware(runtime)]):
+            inner = create_agent(model([REMOVE]), [remove], middleware=gates, name="helper")
+            thread = threading.Thread(target=inner.invoke, args=(HI,))
+            thread.start()
+            thread.join()
+        return "ok"
+
+    run(outer_agent(runtime, StructuredTool.from_function(outer), "middleware"), mode)
+    assert RAN == [("remove", "T")]
+    assert sessions(tmp_path)["helper"][1:] == (None, ["ticket.delete"])
 
 
 @MODES

@@ -1,8 +1,9 @@
 """What runs inside a governed tool: how it was called, and the calls that another model makes in there.
 
 A tool may run a whole agent (a subagent). Middleware does not reach that agent by itself, and a model that was denied
-something could have a subagent do it. So each governed tool hands a callback handler down: it stops every tool that a
-model calls inside and that nothing governs.
+something could have a subagent do it. So a callback handler watches while a governed tool runs: it stops every tool
+that a model calls inside and that nothing governs. LangChain adds it to all callbacks in the tool's context, also where
+an agent is invoked with callbacks of its own.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.runnables.config import ensure_config
+from langchain_core.tracers.context import register_configure_hook
 
 from cra_middleware import AuditUnavailable, CallRefused, Session, SinkError
 
@@ -48,19 +50,12 @@ def entering(call_id: str | None, config: Mapping[str, Any] | None, lets_others:
     """A governed tool is being called."""
     config = config or ensure_config()
     token = _entered.set(Entered(call_id, agent_of(config), thread_of(config), None, lets_others))
+    watching = _watch.set(_WATCH)
     try:
         yield
     finally:
+        _watch.reset(watching)
         _entered.reset(token)
-
-
-def watched(callbacks: Any) -> Any:
-    """The callbacks of a run, and the watch that is handed down to what runs inside."""
-    if isinstance(callbacks, BaseCallbackManager):
-        callbacks = callbacks.copy()
-        callbacks.add_handler(_WATCH, inherit=True)
-        return callbacks
-    return [*(one for one in callbacks or () if one is not _WATCH), _WATCH]
 
 
 def agent_of(config: Mapping[str, Any]) -> str | None:
@@ -98,3 +93,5 @@ class _Watch(BaseCallbackHandler):
 
 
 _WATCH = _Watch()
+_watch: ContextVar[BaseCallbackHandler | None] = ContextVar("cra_langchain_watch", default=None)
+register_configure_hook(_watch, inheritable=True)

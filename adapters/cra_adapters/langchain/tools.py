@@ -14,7 +14,7 @@ from pydantic import ConfigDict, PrivateAttr
 
 from cra_adapters.langchain.bodies import accepted, arguments_of, body_of, declared_action, injected_names
 from cra_adapters.langchain.describe import schema_of
-from cra_adapters.langchain.inside import entered, entering, watched
+from cra_adapters.langchain.inside import entered, entering
 from cra_adapters.langchain.interrupts import AskByInterrupt, can_interrupt
 from cra_middleware import CallRefused, Runtime, Session, enforcement
 from cra_middleware.enforcement import EnforcementPoint, GovernedCall, require
@@ -80,29 +80,13 @@ class GovernedTool(BaseTool):
         """The inner coroutine function, governed."""
         return self._governed(getattr(self.inner, "coroutine", None))
 
-    def run(  # the parameters before callbacks only print
-        self,
-        tool_input: Any,
-        verbose: Any = None,
-        start_color: Any = None,
-        color: Any = None,
-        callbacks: Any = None,
-        **given: Any,
-    ) -> Any:
-        with entering(given.get("tool_call_id"), given.get("config"), self._lets_others):
-            return super().run(tool_input, verbose, callbacks=watched(callbacks), **given)
+    def run(self, tool_input: Any, *args: Any, **kwargs: Any) -> Any:
+        with entering(kwargs.get("tool_call_id"), kwargs.get("config"), self._lets_others):
+            return super().run(tool_input, *args, **kwargs)
 
-    async def arun(
-        self,
-        tool_input: Any,
-        verbose: Any = None,
-        start_color: Any = None,
-        color: Any = None,
-        callbacks: Any = None,
-        **given: Any,
-    ) -> Any:
-        with entering(given.get("tool_call_id"), given.get("config"), self._lets_others):
-            return await super().arun(tool_input, verbose, callbacks=watched(callbacks), **given)
+    async def arun(self, tool_input: Any, *args: Any, **kwargs: Any) -> Any:
+        with entering(kwargs.get("tool_call_id"), kwargs.get("config"), self._lets_others):
+            return await super().arun(tool_input, *args, **kwargs)
 
     def _run(self, *args: Any, cra_config: RunnableConfig, run_manager: Any = None, **kwargs: Any) -> Any:
         run, body = self.inner._run, body_of(self.inner, is_async=False)
