@@ -169,6 +169,7 @@ def test_a_stream_that_nobody_reads_on_is_left(bench: Bench) -> None:
     async def run() -> None:
         stream = tool.run_json_stream(LOOKUP, CancellationToken())  # type: ignore[attr-defined]
         async for _ in stream:
+            await asyncio.sleep(0.01)  # the tool is ahead, and waits for its next item to be taken
             break
         await stream.aclose()
 
@@ -211,6 +212,29 @@ def test_a_tool_that_no_workbench_has_is_recorded_where_the_workbench_is_asked(b
     result = asyncio.run(CRAWorkbench(bench._runtime).call_tool("nosuch", {}))
     assert result.is_error
     assert bench.evidence().denials("nosuch") == ["unknown_action"]
+
+
+def test_another_workbench_that_streams_says_that_it_failed(bench: Bench) -> None:
+    class Streaming(Remote):
+        async def call_tool_stream(self, name: str, *given: Any) -> AsyncGenerator[Any, None]:
+            yield "half"
+            yield await self.call_tool(name, *given)
+
+    gate = CRAWorkbench(bench._runtime, Streaming(bench.bodies.tools("lookup", "broken")))
+
+    async def run(name: str) -> list[Any]:
+        return [item async for item in gate.call_tool_stream(name, LOOKUP)]
+
+    assert [asyncio.run(run("lookup"))[0], asyncio.run(run("broken"))[0]] == ["half", "half"]
+    assert asyncio.run(run("broken"))[-1].is_error
+    assert len(bench.evidence().of("action.executed")) == 1
+    assert len(bench.evidence().of("action.failed")) == 2
+
+
+def test_a_governed_tool_in_a_governed_workbench_is_decided_once(bench: Bench) -> None:
+    gate = CRAWorkbench(bench._runtime, govern_tools(bench.bodies.tools("lookup"), bench._runtime))
+    asyncio.run(gate.call_tool("lookup", LOOKUP))
+    assert len(bench.evidence().of("action.requested")) == 1
 
 
 def test_state_is_that_of_the_parts(bench: Bench) -> None:
