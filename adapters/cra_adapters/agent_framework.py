@@ -319,7 +319,8 @@ def _call(tool: FunctionTool, point: EnforcementPoint, given: dict[str, Any], pl
 
 def _tool(point: EnforcementPoint, tool: FunctionTool, filled: set[str] | None = None) -> GovernedTool:
     source: FunctionTool = getattr(tool, "cra_tool", tool)
-    body = source.func if inspect.isroutine(source.func) else None
+    own = str(getattr(source.func, "__module__", "")).partition(".")[0] != "agent_framework"  # else MCP, or an agent
+    body = source.func if own and inspect.isroutine(source.func) else None
     return point.tool(
         source.name, body=body, description=source.description, schema=source.parameters(), without=filled or ()
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from agent_framework import (
     ChatResponse,
     Content,
     FunctionInvocationContext,
+    MCPStdioTool,
     Message,
     tool,
 )
@@ -105,6 +107,42 @@ def test_a_tool_keeps_its_instance_and_its_limit_of_invocations(bench: Workbench
     assert len(bench.bodies.runs("lookup")) == 1
     assert bench.evidence().of("action.failed", "ticket.get")[0]["error_code"] == "ToolException"
     bench.bodies.ran.append(bench.bodies.ran[0])  # the second was let run, and stopped by the tool itself
+
+
+def test_tools_of_an_mcp_server_are_governed(bench: Workbench, tmp_path: Path) -> None:
+    pytest.importorskip("mcp.server.mcpserver", reason="an MCP server of version 2")
+    (tmp_path / "server.py").write_text(SERVER)
+    server = MCPStdioTool("desk", command=sys.executable, args=[str(tmp_path / "server.py"), str(tmp_path / "ran")])
+    made = agent(bench, [("remove", REMOVE), ("lookup", LOOKUP)], tools=[server])
+
+    async def run() -> list[str]:
+        async with made:
+            return results(await made.run("hi"))
+
+    told = asyncio.run(run())
+    assert "Close it instead." in told[0]
+    assert "T-1 is open" in told[1]
+    assert not (tmp_path / "ran").exists()
+    bench.bodies.note("lookup", **LOOKUP)
+
+
+SERVER = """
+import pathlib, sys
+from mcp.server.mcpserver import MCPServer
+
+server = MCPServer("desk")
+
+@server.tool()
+def remove(ticket_id: str) -> str:
+    pathlib.Path(sys.argv[1]).touch()
+    return "gone"
+
+@server.tool()
+def lookup(ticket_id: str) -> str:
+    return f"{ticket_id} is open"
+
+server.run()
+"""
 
 
 def test_a_turn_that_another_middleware_answered_is_governed(bench: Workbench) -> None:
