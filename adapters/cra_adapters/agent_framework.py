@@ -185,7 +185,7 @@ class _ChatGate(ChatMiddleware):
         def missing(response: Any) -> Any:
             for message in response.messages:
                 for item in message.contents:
-                    if item.type == "function_call" and not item.hosted and item.name not in known:
+                    if item.type == "function_call" and not getattr(item, "hosted", False) and item.name not in known:
                         run.point.tool(str(item.name)).missing(
                             item.arguments, call_id=item.call_id, agent=run.agent, run=run.id
                         )
@@ -347,7 +347,7 @@ def _answers(context: AgentContext) -> dict[str, bool]:
 def _require() -> None:
     require(
         "agent-framework-core",
-        "1.23",
+        "1.20",
         {
             FunctionTool: ("invoke", "parameters", "declaration_only"),
             FunctionMiddleware: ("process",),

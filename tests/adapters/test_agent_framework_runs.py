@@ -347,6 +347,6 @@ def test_describe_tools() -> None:
 
 
 def test_an_old_framework_is_refused(monkeypatch: pytest.MonkeyPatch, bench: Workbench) -> None:
-    monkeypatch.setattr("cra_middleware.seams.version", lambda name: "1.22.0")
+    monkeypatch.setattr("cra_middleware.seams.version", lambda name: "1.19.0")
     with pytest.raises(RuntimeError, match="too old"):
         CRAMiddleware(bench.runtime())
