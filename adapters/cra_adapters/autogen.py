@@ -370,7 +370,7 @@ def _point(
 ) -> EnforcementPoint:
     require(
         "autogen-core",
-        "0.7.5",
+        "0.7.1",
         {BaseTool: ("run", "run_json"), StaticStreamWorkbench: ("call_tool", "call_tool_stream", "list_tools")},
     )
     return EnforcementPoint(runtime, FRAMEWORK, actions=actions, agent_id=agent, goal=goal)
