@@ -25,6 +25,7 @@ from agent_framework import (
     FunctionInvocationContext,
     MCPStdioTool,
     Message,
+    WorkflowBuilder,
     tool,
 )
 
@@ -183,6 +184,22 @@ def test_what_stood_beside_a_question_is_not_approved_by_it(bench: Workbench) ->
 
     asyncio.run(run())
     assert bench.bodies.ran == [("lookup", LOOKUP), ("pay", PAY)]
+
+
+def test_an_agent_in_a_workflow_pauses_the_workflow(bench: Workbench) -> None:
+    runtime = bench.runtime(approvals=True)
+    tools = bench.bodies.tools("remove", "pay")
+    made = agent(bench, [("remove", REMOVE)], [("pay", PAY)], tools=tools, runtime=runtime)
+
+    async def run() -> None:
+        workflow = WorkflowBuilder(start_executor=made).build()
+        (request,) = (await workflow.run("hi")).get_request_info_events()
+        assert bench.bodies.ran == []
+        await workflow.run(responses={request.request_id: request.data.to_function_approval_response(True)})
+
+    asyncio.run(run())
+    assert bench.bodies.ran == [("pay", PAY)]
+    assert len(bench.evidence().sessions) == 1
 
 
 def test_a_made_up_answer_is_none(bench: Workbench) -> None:
