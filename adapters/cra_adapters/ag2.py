@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-import itertools
 import json
+import secrets
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -46,8 +46,6 @@ from cra_middleware.enforcement import EnforcementPoint, GovernedCall, GovernedT
 FRAMEWORK = "ag2"
 BY = "human input hook"
 """Who is recorded to have answered, when the answer came by the agent's ``hitl_hook``."""
-
-_numbers = itertools.count(1)
 
 
 def govern(
@@ -123,7 +121,8 @@ class _Gate:
         self.asks = asks
         self.inject_context = inject_context
         self.sources: set[str] = set()
-        """Of the tools that decide by themselves: the framework says with each call which one handles it."""
+        """Of the tools that decide by themselves: the framework says with each call which one handles it. None can be
+        guessed, so that a call which names its own is none of them."""
 
     def __call__(self, event: Any, context: ConversationContext) -> _TurnGate:
         return _TurnGate(event, context, self)
@@ -172,7 +171,7 @@ class _Gate:
             return await made.arun(run)
 
         decided.__module__ = getattr(call, "__module__", __name__)
-        decided.__qualname__ = f"{getattr(call, '__qualname__', type(call).__name__)}#governed{next(_numbers)}"
+        decided.__qualname__ = f"{getattr(call, '__qualname__', type(call).__name__)}#governed{secrets.token_hex(8)}"
         decided.cra_governed = True  # type: ignore[attr-defined]
         return decided
 

@@ -67,6 +67,7 @@ def test_a_toolkit_is_governed_in_its_members(bench: Workbench) -> None:
     kit = Toolkit(*bench.bodies.tools("remove", "pay"), middleware=[change])
     told = ask(bench, script([("remove", LOOKUP), ("pay", {**PAY, "amount": 1.0})]), [kit])
     assert CLOSE in told[0]
+    assert "Traceback" not in told[0]
     assert "Too much money." in told[1]
     assert bench.bodies.ran == []
 
