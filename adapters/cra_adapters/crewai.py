@@ -275,7 +275,7 @@ class _Gate:
 
     def validate(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         try:
-            return self._inner._validate_kwargs(kwargs)
+            return dict(self._inner._validate_kwargs(kwargs))
         except ValueError as error:
             self._call(kwargs).reject(str(error))
             raise
