@@ -323,9 +323,10 @@ def _structured(tool: BaseTool, gate: _Gate) -> CrewStructuredTool:
 
 
 def _stop_ungoverned(context: Any) -> bool | None:
-    """The net: what is no governed copy does not run for a governed agent; what is not there at all is recorded."""
+    """The net: in what is governed, a tool that is no governed copy does not run; one that is not there is recorded."""
     try:
-        governor = getattr(context.agent, "__dict__", {}).get(_MARK)
+        marks = [getattr(one, "__dict__", {}).get(_MARK) for one in (context.agent, context.crew)]
+        governor = marks[0] or marks[1]
         if governor is None or isinstance(context.tool, _Structured):
             return None
         point: EnforcementPoint = governor._point

@@ -43,7 +43,8 @@ def govern(
 ) -> T:
     """Govern the tools of a module and of the modules in it, in place; the module is returned.
 
-    Each of its calls is a run, whose session ends with it.
+    Each of its calls is a run, whose session ends with it. A copy's calls are governed, but no runs of their own: DSPy
+    copies no callbacks.
 
     Args:
         actions: tool names to action ids, before what the Atlas maps.
@@ -159,9 +160,6 @@ class _Runs(BaseCallback):  # type: ignore[misc]
     def __init__(self, point: EnforcementPoint) -> None:
         self._point = point
         self._begun: dict[str, Token[tuple[object, str] | None]] = {}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Runs:
-        return self  # optimisers copy modules, and a runtime cannot be copied
 
     def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         if _run_id(self._point) is None:

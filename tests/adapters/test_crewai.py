@@ -304,6 +304,20 @@ def test_agents_that_join_later_are_governed(runtime: Runtime) -> None:
     assert RAN == []
 
 
+def test_an_agent_that_joins_during_the_kickoff_uses_no_tool(runtime: Runtime) -> None:
+    late = worker(REMOVE)
+
+    def join(inputs: Any) -> Any:
+        crew.tasks[0].agent = late
+        late.crew = crew
+        return inputs
+
+    crew = shown(crew_of(worker(LOOKUP), before_kickoff_callbacks=[join]), runtime)
+    crew.kickoff()
+    assert RAN == []
+    assert "blocked by hook" in told(late)
+
+
 def test_a_manager_is_governed_and_so_are_those_below(runtime: Runtime, tmp_path: Path) -> None:
     order = {"task": "Delete T-1.", "context": "none", "coworker": "worker"}
     manager = Scripted([[Call(DELEGATE, order, "m")]], True)

@@ -334,6 +334,31 @@ def test_an_answer_is_to_its_own_question_only(runtime: Runtime) -> None:
     assert result.interrupts[0].id != question.id
 
 
+def test_each_of_several_calls_has_its_own_question(runtime: Runtime) -> None:
+    governed = agent(runtime)
+    both = [Call("pay", {"order_id": f"O-{number}"}, f"c{number}") for number in (1, 2)]
+    governed.model.turns = iter([both])
+    questions = {item.id: item.reason["arguments"] for item in governed("hi").interrupts}
+    assert len(questions) == 2
+    governed(
+        [{"interruptResponse": {"interruptId": id, "response": "O-2" in asked}} for id, asked in questions.items()]
+    )
+    assert RAN == [("O-2", "c2")]
+
+
+def test_a_retry_is_a_question_of_its_own(runtime: Runtime) -> None:
+    governed = agent(runtime, PAY)
+    (question,) = governed("hi").interrupts
+
+    def again(event: AfterToolCallEvent) -> None:
+        event.retry = len(RAN) == 1
+
+    governed.add_hook(again)
+    result = governed([{"interruptResponse": {"interruptId": question.id, "response": True}}])
+    assert len(RAN) == 1
+    assert result.stop_reason == "interrupt"
+
+
 @pytest.mark.parametrize("response", ["yes", 1, {"approved": "true"}, {"answer": True}])
 def test_what_is_no_clear_yes_is_a_no(runtime: Runtime, response: Any) -> None:
     governed = agent(runtime, PAY)
