@@ -94,7 +94,7 @@ def govern_tools(
 def _require() -> None:
     require(
         "crewai",
-        "1.15.30",
+        "1.15.22",
         {
             Agent: (
                 "_add_skill_loader_tool",
@@ -269,6 +269,8 @@ class _Gate:
         name, description, schema = _shown(inner)
         body = inner.func if isinstance(inner, Tool) else inner._run
         self._tool: GovernedTool = point.tool(name, body=body, description=description, schema=schema)
+        parameters = inspect.signature(body).parameters.values()
+        self._star = next((item.name for item in parameters if item.kind is item.VAR_POSITIONAL), None)
 
     def decided(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         return govern_function(fn, self._call, _failure)
@@ -288,6 +290,8 @@ class _Gate:
         return ToolFailure(message=str(error), reason=ToolFailureReason.INVALID_INPUT, retryable=True)
 
     def _call(self, arguments: object) -> GovernedCall:
+        if isinstance(arguments, dict) and arguments.get(self._star) == []:  # *args, which an agent never gives
+            arguments = {key: value for key, value in arguments.items() if key != self._star}
         agent = None if self._agent is None else self._agent.role
         return self._tool.call(arguments, agent=agent, run=_run_id(self._point))
 

@@ -142,7 +142,13 @@ class _Governed(dspy.Tool):
 
 def _decided(func: Callable[..., Any], call: Callable[[dict[str, object]], GovernedCall]) -> Callable[..., Any]:
     plain = func if inspect.isroutine(func) or inspect.iscoroutinefunction(func) else func.__call__  # type: ignore[operator]
-    made = govern_function(plain, call, _raise)
+    parameters = inspect.signature(plain).parameters.values()
+    star = next((item.name for item in parameters if item.kind is item.VAR_POSITIONAL), None)
+
+    def prepare(arguments: dict[str, object]) -> GovernedCall:
+        return call({key: value for key, value in arguments.items() if key != star or value})
+
+    made = govern_function(plain, prepare, _raise)
     made.__dict__.pop("__wrapped__", None)  # by which the function's source could be found and run elsewhere
     if inspect.isroutine(plain):
         made.__annotations__ = get_type_hints(plain)  # text among them means nothing outside the function's own module

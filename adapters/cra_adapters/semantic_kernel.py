@@ -77,7 +77,7 @@ def govern(
     """
     require(
         "semantic-kernel",
-        "1.45",
+        "1.36",
         {
             Kernel: ("construct_call_stack", "invoke_function_call", "clone", "get_function"),
             KernelFunctionFromMethod: ("_invoke_internal", "_invoke_internal_stream", "gather_function_parameters"),

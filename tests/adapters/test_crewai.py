@@ -21,10 +21,11 @@ from crewai import Task as CrewTask
 from crewai.hooks import register_before_tool_call_hook, unregister_before_tool_call_hook
 from crewai.state.checkpoint_config import CheckpointConfig
 from crewai.tools import BaseTool, tool
-from pydantic import PrivateAttr
+from pydantic import BaseModel, PrivateAttr, create_model
 
 from cra_adapters.crewai import describe_tools, govern, govern_tools
 from cra_middleware import Atlas, Runtime
+from cra_middleware._canonical import canonical, digest
 from cra_middleware.testing import ContractCase, Mode, Outcome, Task, adapter_contract
 from cra_middleware.testing import Scripted as Call
 from cra_middleware.testing.evidence_of_runs import Evidence
@@ -368,6 +369,19 @@ def test_a_class_of_tool_is_decided_in_both_its_bodies(runtime: Runtime, tmp_pat
     assert "Close it instead." in denied.run(ticket_id="T-1").message
     assert "Close it instead." in asyncio.run(denied.arun(ticket_id="T-1")).message
     assert len(RAN) == 4
+
+
+def test_an_empty_star_is_no_argument(runtime: Runtime, tmp_path: Path) -> None:
+    class Remote(Lookup):
+        args_schema: type[BaseModel] = create_model("Remote", ticket_id=(str, ...))
+
+        def _run(self, *args: Any, **kwargs: Any) -> str:
+            return str(kwargs)
+
+    (governed,) = govern_tools([Remote()], runtime)
+    assert governed.run(ticket_id="T-1") == "{'ticket_id': 'T-1'}"
+    (asked,) = Evidence(tmp_path / "traces").of("action.requested")
+    assert asked["parameters_hash"] == digest(canonical({"ticket_id": "T-1"}))
 
 
 def test_a_copy_of_a_governed_tool_is_decided_once(runtime: Runtime, tmp_path: Path) -> None:

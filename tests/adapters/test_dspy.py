@@ -23,6 +23,7 @@ from pydantic import BaseModel
 
 from cra_adapters.dspy import describe_tools, govern, govern_tools
 from cra_middleware import ActionDenied, Atlas, Runtime
+from cra_middleware._canonical import canonical, digest
 from cra_middleware.testing import ContractCase, Mode, Outcome, Task, adapter_contract
 from cra_middleware.testing.evidence_of_runs import Evidence
 from cra_middleware.testing.workbench import ATLAS
@@ -214,6 +215,18 @@ def test_a_model_as_an_argument_is_decided_by_its_fields(runtime: Runtime) -> No
             tool(refund={"order": "O-1"})
         assert tool(refund={"order": "O-1", "amount": 5}) == "paid"
     assert RAN == [Order(order="O-1", amount=5)]
+
+
+def test_an_empty_star_is_no_argument(runtime: Runtime, tmp_path: Path) -> None:
+    async def anything(*args: Any, **kwargs: Any) -> str:
+        """Look a ticket up, as a tool of another process is called."""
+        return str(kwargs)
+
+    tool = dspy.Tool(anything, name="lookup", args={"ticket_id": {"type": "string"}}, arg_types={"ticket_id": str})
+    (governed,) = govern_tools([tool], runtime)
+    assert asyncio.run(governed.acall(ticket_id="T-1")) == "{'ticket_id': 'T-1'}"
+    (asked,) = Evidence(tmp_path / "traces").of("action.requested")
+    assert asked["parameters_hash"] == digest(canonical({"ticket_id": "T-1"}))
 
 
 def test_governed_twice_is_decided_once(runtime: Runtime, tmp_path: Path) -> None:
