@@ -7,8 +7,9 @@ of its call. There is no pause: a call that needs a person is put to the runtime
 wait.
 
 Holes: the tools and functions that were given stay as they are, and calling those is not governed; nor is a function
-that ``ToolCall.execute`` finds by itself, by its name. ``CodeAct`` runs the source of its tools in a sandbox and is
-refused. Modules tell nobody of unknown tools. DSPy gives tools no ids of calls, and modules no names: say ``agent=``.
+that ``ToolCall.execute`` finds by itself, by its name, nor a tool that is put into a module later. ``CodeAct`` runs the
+source of its tools in a sandbox and is refused. Modules tell nobody of unknown tools. DSPy gives tools no ids of calls,
+and modules no names: say ``agent=``.
 """
 
 from __future__ import annotations

@@ -166,7 +166,7 @@ class CRAPlugin(Plugin, MultiAgentPlugin):
 
         async def gate(ctx: Any) -> AsyncGenerator[Any, None]:
             tool = ctx.tool
-            if isinstance(tool, AgentTool) and type(tool) is not StructuredOutputTool:
+            if tool is not None and type(tool) is not StructuredOutputTool:
                 ctx = replace(ctx, tool=_GovernedTool(self._point, tool, ctx, self._interrupt and not _inside.get()))
             elif tool is None:
                 try:

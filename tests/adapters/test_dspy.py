@@ -163,7 +163,10 @@ def test_what_was_given_is_not_governed(runtime: Runtime) -> None:
     govern_tools([tool], runtime)
     tool(ticket_id="T-1")
     ToolCalls.ToolCall(name="remove", args={"ticket_id": "T-1"}).execute()
-    assert len(RAN) == 2, "holes that the page names"
+    module = govern(dspy.ReAct("question -> answer", tools=[lookup]), runtime)
+    module.tools["remove"] = tool
+    module.tools["remove"](ticket_id="T-1")
+    assert len(RAN) == 3, "holes that the page names"
 
 
 def test_the_source_of_a_tool_is_not_found_through_it(runtime: Runtime) -> None:

@@ -18,7 +18,7 @@ from strands import Agent, ToolContext, tool
 from strands.hooks import AfterToolCallEvent, BeforeToolCallEvent, HookProvider
 from strands.middleware import ExecuteToolStage
 from strands.models.model import Model
-from strands.multiagent import Swarm
+from strands.multiagent import GraphBuilder, Swarm
 from strands.session.file_session_manager import FileSessionManager
 from strands.tools.tools import PythonAgentTool
 
@@ -272,6 +272,25 @@ def test_a_tool_that_was_swapped_in_is_decided_as_what_it_is(runtime: Runtime) -
     assert RAN == []
 
 
+def test_a_tool_of_no_known_kind_is_decided(runtime: Runtime) -> None:
+    class Duck:
+        tool_name = "remove"
+        tool_type = "duck"
+        tool_spec: ClassVar[Any] = {"name": "remove", "description": "", "inputSchema": {"json": {}}}
+
+        async def stream(self, tool_use: Any, state: Any, **kwargs: Any) -> Any:
+            RAN.append("duck")
+            yield {"toolUseId": tool_use["toolUseId"], "status": "success", "content": [{"text": "gone"}]}
+
+    def choose(event: BeforeToolCallEvent) -> None:
+        event.selected_tool = Duck()  # type: ignore[assignment]
+
+    governed = agent(runtime, LOOKUP)
+    governed.add_hook(choose)
+    assert "Close it instead." in said_after(governed)
+    assert RAN == []
+
+
 def test_a_direct_call_is_decided(runtime: Runtime) -> None:
     governed = agent(runtime)
     assert governed.tool.remove(ticket_id="T-1")["status"] == "error"
@@ -373,6 +392,37 @@ def test_an_agent_inside_anothers_tool_does_not_pause(runtime: Runtime) -> None:
     assert outer("hi").stop_reason == "end_turn"
     assert "approval_required" in "".join(said(inner))
     assert RAN == []
+
+
+def test_tools_in_the_background_are_decided(runtime: Runtime, tmp_path: Path) -> None:
+    given = {"background_tasks": {"always": ["remove", "lookup", "pay"]}}
+    governed = agent(runtime, REMOVE, LOOKUP, ("pay", {"order_id": "O-1", "amount": 20.0}), **given)
+    governed("hi")
+    assert RAN == ["T-1", ("O-1", "c2")]
+    evidence = Evidence(tmp_path / "traces")
+    assert evidence.denials("ticket.delete") == ["policy_denied"]
+    assert "Close it instead." in str(governed.messages)
+    paused = agent(runtime, PAY, **given)
+    (question,) = paused("hi").interrupts
+    paused([{"interruptResponse": {"interruptId": question.id, "response": True}}])
+    assert RAN[2:] == [("O-1", "c0")]
+
+
+def test_agents_of_a_graph_share_a_run(runtime: Runtime, tmp_path: Path) -> None:
+    plugin = CRAPlugin(runtime)
+    builder = GraphBuilder()
+    for name, turn in (("first", LOOKUP), ("second", REMOVE)):
+        builder.add_node(agent(runtime, turn, name=name, plugins=[plugin]), name)
+    builder.add_edge("first", "second")
+    builder.set_plugins([plugin])
+    builder.build()("hi")
+    assert RAN == ["T-1"]
+    evidence = Evidence(tmp_path / "traces")
+    first, second = evidence.of("session.started")
+    parents = {item["agent_id"]: item["metadata"].get("parent_session_id") for item in (first, second)}
+    assert parents["first"] is None
+    assert parents["second"] in evidence.sessions
+    assert len(evidence.of("session.ended")) == 2
 
 
 def test_structured_output_is_carried_by_no_governed_tool(runtime: Runtime) -> None:
