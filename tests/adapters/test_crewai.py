@@ -18,6 +18,7 @@ pytest.importorskip("crewai", reason="the CrewAI adapter needs the crewai extra"
 
 from crewai import Agent, BaseLLM, Crew, Process
 from crewai import Task as CrewTask
+from crewai.flow.flow import Flow, listen, start
 from crewai.hooks import register_before_tool_call_hook, unregister_before_tool_call_hook
 from crewai.state.checkpoint_config import CheckpointConfig
 from crewai.tools import BaseTool, tool
@@ -355,6 +356,27 @@ def test_kickoffs_of_an_agent_and_streams_are_runs(runtime: Runtime, tmp_path: P
     evidence = Evidence(tmp_path / "traces")
     assert RAN == [("lookup", "T-1")] * 4
     assert len(evidence.sessions) == len(evidence.of("session.ended")) == 4
+
+
+def test_a_crew_and_a_tool_in_a_flow_are_governed(runtime: Runtime, tmp_path: Path) -> None:
+    crew = shown(crew_of(worker(REMOVE, LOOKUP)), runtime)
+    (denied,) = govern_tools([remove], runtime)
+
+    class Steps(Flow[Any]):
+        @start()
+        def first(self) -> str:
+            return str(crew.kickoff())
+
+        @listen(first)
+        def second(self, said: str) -> str:
+            return said + denied.run(ticket_id="T-1").message
+
+    with runtime.session("flow") as session:
+        assert "Close it instead." in str(Steps().kickoff())
+    assert RAN == [("lookup", "T-1")]
+    evidence = Evidence(tmp_path / "traces")
+    assert evidence.denials("ticket.delete") == ["policy_denied"] * 2
+    assert list(evidence.sessions) == [session.id]
 
 
 def test_a_class_of_tool_is_decided_in_both_its_bodies(runtime: Runtime, tmp_path: Path) -> None:
