@@ -19,6 +19,7 @@ from cra_middleware._ids import new_id
 from cra_middleware.approvals import Approver
 from cra_middleware.attempt import Attempt, LostOutcomeError, Running, class_words, has_claim, unavailable
 from cra_middleware.carp.call import Allow, Ask, Decision, Deny, ToolCall
+from cra_middleware.carp.explain import LookedAt
 from cra_middleware.carp.quota import CountersError, Reservation
 from cra_middleware.desk import OTHERS_ARE_ASKED, Granted, Refused
 from cra_middleware.errors import CallRefused, SessionEnded, SinkError
@@ -122,6 +123,16 @@ class CallPath:
             return attempt.refusal(deny, None)
         finally:
             self._forget(attempt)
+
+    def would_wait(self, call: ToolCall) -> bool:
+        """Whether ``call`` would be left for a person now; nothing is recorded, and no limit is used up."""
+        now_us, counters = self._writer.now_us(), LookedAt(self._setting.counters)
+        try:
+            epoch = self._resolved(now_us).epoch
+            decision = epoch.resolver.decide(call, self._identity.facts, now_us, counters)
+        except Exception:  # noqa: BLE001  whatever breaks here breaks the decision itself, which denies
+            return False
+        return isinstance(decision, Ask) and self._setting.desk.would_wait(call, self._subject, epoch)
 
     def settle(self) -> None:
         """Write what is owed, and end what was closed in a finaliser.

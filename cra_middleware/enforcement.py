@@ -30,7 +30,15 @@ from cra_middleware.seams import require
 from cra_middleware.session import Session, current_session
 from cra_middleware.signatures import bind_arguments, describe
 
-__all__ = ["EnforcementPoint", "GovernedCall", "GovernedTool", "OpenCall", "govern_function", "require"]
+__all__ = [
+    "EnforcementPoint",
+    "GovernedCall",
+    "GovernedTool",
+    "OpenCall",
+    "bind_arguments",
+    "govern_function",
+    "require",
+]
 
 T = TypeVar("T")
 
@@ -296,6 +304,11 @@ class GovernedCall:
     async def abegin(self) -> OpenCall:
         """As ``begin``, on an event loop."""
         return await self.session.abegin(self.call, self.approver)
+
+    @property
+    def would_wait(self) -> bool:
+        """Whether it would be left for a person now, for frameworks that want to know before they call a tool."""
+        return self.session.would_wait(self.call)
 
     def reject(self, reason: str) -> CallRefused:
         """Record that the framework itself refused the arguments, and return the refusal.

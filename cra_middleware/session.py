@@ -216,6 +216,10 @@ class Session:
         """As ``begin``, on an event loop."""
         return await OpenCall.abegin(self._calls.flow(call, approver=approver))
 
+    def would_wait(self, call: ToolCall) -> bool:
+        """Whether ``call`` would be left for a person now. Nothing is recorded, and no limit is used up."""
+        return self._calls.would_wait(call)
+
     def reject(self, call: ToolCall, reason: str) -> CallRefused:
         """Record a call whose arguments the framework itself refused, and return the refusal.
 
