@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from cra_middleware._fork import tell_child
 from cra_middleware.approvals import State
@@ -104,7 +104,10 @@ class RunSessions:
         return known
 
     def _waiting(self, runtime: Runtime, call_ids: Collection[str]) -> Session | None:
-        """The session in which one of these calls was stopped until a person says yes or no."""
+        """The session in which one of these calls was stopped until a person says yes or no.
+
+        Where it was stopped in one below a run's, the run's is what goes on, and the one below is known again.
+        """
         if not call_ids:
             return None
         live = [item for state in _LIVE for item in runtime.approvals.list(state)]
@@ -113,10 +116,17 @@ class RunSessions:
             return None
         session_id = asked.pop()
         try:
-            return runtime.resume(session_id, keep=True)
+            stopped = runtime.resume(session_id, keep=True)
+            parent_id = _parent_of(stopped)
+            if parent_id is None:
+                return stopped
+            root = runtime.resume(parent_id, keep=True)
         except (ChainBroken, SinkError) as error:
             _logger.warning("session %s cannot go on, a new one is begun: %s", session_id, error)
             return None
+        root.adopt(stopped)
+        self._others[root.id, stopped.facts.agent_id] = stopped
+        return root
 
     def _below(self, root: Session, agent: str) -> Session:
         known = self._others.get((root.id, agent))
@@ -127,3 +137,9 @@ class RunSessions:
             self._others = {key: item for key, item in self._others.items() if item.is_open}
             self._others[root.id, agent] = known
         return known
+
+
+def _parent_of(session: Session) -> str | None:
+    metadata = session.events[0].payload.get("metadata")
+    found = metadata.get("parent_session_id") if isinstance(metadata, Mapping) else None
+    return found if isinstance(found, str) else None

@@ -107,8 +107,13 @@ class Session:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether a person is being asked about one of its calls, or has said yes to one that has not run yet."""
-        return self._setting.desk.is_asking(self.id)
+        """Whether a person is being asked about one of its calls, or has said yes to one that has not run yet.
+
+        A call of an open session below it is one of its calls.
+        """
+        return self._setting.desk.is_asking(self.id) or any(
+            child.is_open and child.is_waiting for child in self._children
+        )
 
     @property
     def accepted_sequence(self) -> int:
