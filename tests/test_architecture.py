@@ -35,11 +35,12 @@ FLOORS: list[set[str]] = [
     {"runtime", "decorators"},
     {"run_sessions"},
     {"enforcement"},
+    {"dispatch"},
     {"lines", "policy_tests", "replay", "sketch", "testing", "trace_page"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
-SEAMS = {"cra_middleware.testing", "cra_middleware.enforcement"}  # what adapters may import beside the public names
+SEAMS = {"cra_middleware.testing", "cra_middleware.enforcement", "cra_middleware.dispatch"}  # beside the public names
 FORBIDDEN = {"atlas": {"trace"}, "trace": {"atlas"}, "cli": set()}
 VAGUE = {"utils", "util", "helpers", "helper", "common", "base", "manager", "misc"}
 FILES = sorted(CORE.rglob("*.py")) + sorted(ADAPTERS.rglob("*.py"))
