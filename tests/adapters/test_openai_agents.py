@@ -746,10 +746,27 @@ def test_installing(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     assert vars(Agent.__mro__[1])["get_all_tools"] is tools
     run(Agent(name="worker", model=scripted([REMOVE]), tools=[remove]))
     assert RAN == [("remove", "T-1")]
-    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.8.0")
     monkeypatch.setattr("cra_middleware.seams.version", lambda name: "0.8.0")
     with pytest.raises(RuntimeError, match=r"openai-agents 0\.8\.0 is too old"):
         install(runtime)
+
+
+def test_an_sdk_that_does_it_in_another_way(runtime: Runtime) -> None:
+    """What the gate stands on is tried when it is installed: a name that is gone raises, and nothing is installed."""
+    for owner, name in (
+        (FunctionTool, "__wrapped__"),
+        (type(remove.on_invoke_tool), "prepare_arguments"),
+        (type(remove.on_invoke_tool), "__agents_bind_function_tool__"),
+        (Runner, "run_streamed"),
+    ):
+        kept = vars(owner)[name]
+        delattr(owner, name)
+        try:
+            with pytest.raises(RuntimeError, match="in another way|has no Runner.run_streamed"):
+                install(runtime)
+        finally:
+            setattr(owner, name, kept)
+    install(runtime).uninstall()
 
 
 def test_without_a_runtime(runtime: Runtime) -> None:

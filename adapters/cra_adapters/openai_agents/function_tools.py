@@ -55,6 +55,34 @@ class _Entered:
 _entered: ContextVar[_Entered | None] = ContextVar("cra_openai_agents_call", default=None)
 
 
+def check_seams() -> None:
+    """Try what the copies stand on, on a tool of ours.
+
+    Raises:
+        RuntimeError: when this version of the SDK does it in another way.
+    """
+
+    def probe(text: str) -> str:
+        return text
+
+    async def invoke(ctx: Any, text: str) -> Any:
+        return text
+
+    invoke.__agents_prepare_arguments__ = lambda text, name: text  # type: ignore[attr-defined]
+    invoker: Any = with_function_tool_failure_error_handler(invoke, _note_failure)
+    tool = function_tool(probe)
+    try:
+        is_as_known = (
+            tool.__wrapped__ is probe and tool.on_invoke_tool.prepare_arguments('{"text": "a"}', "probe").unchanged
+        )
+        is_as_known = is_as_known and invoker.prepare_arguments("seen", "probe") == "seen"
+        is_as_known = is_as_known and hasattr(tool.on_invoke_tool, "__agents_bind_function_tool__")
+    except AttributeError:
+        is_as_known = False
+    if not is_as_known:
+        raise RuntimeError("this version of openai-agents invokes functions in another way: they cannot be governed")
+
+
 def describe_tool(tool: FunctionTool, point: EnforcementPoint) -> GovernedTool:
     """What the runtime is told about ``tool``."""
     inside = _inside(tool)

@@ -18,6 +18,7 @@ from agents.agent import AgentBase
 from agents.lifecycle import RunHooksBase
 
 from cra_adapters.openai_agents.caller import Caller, Run, current_run
+from cra_adapters.openai_agents.function_tools import check_seams
 from cra_adapters.openai_agents.hooks import GovernedHooks, note_unknown
 from cra_adapters.openai_agents.local_tools import describe, govern_tool
 from cra_middleware import CallRefused, Runtime
@@ -67,6 +68,7 @@ def install(
             tools_module: ("with_function_tool_failure_error_handler", "set_function_tool_failure_error_function"),
         },
     )
+    check_seams()
     point = EnforcementPoint(runtime, FRAMEWORK, actions=actions, agent_id=agent_id, goal=goal)
     made = Installation(point, hide_denied, inject_context, pauses)
     with _lock:
