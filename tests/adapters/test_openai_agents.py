@@ -273,7 +273,7 @@ def test_hidden_mcp_tools(runtime: Runtime) -> None:
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
-def test_a_class_with_its_own_tools(runtime: Runtime, late: bool) -> None:
+def test_a_class_with_its_own_tools(runtime: Runtime, tmp_path: Path, late: bool) -> None:
     """A kind of agent that says itself what its tools are is governed, whether it was made before or after."""
 
     def make() -> type[Agent[Any]]:
@@ -290,6 +290,7 @@ def test_a_class_with_its_own_tools(runtime: Runtime, late: bool) -> None:
         result = run(kind(name="worker", model=scripted([REMOVE, LOOKUP]), tools=[lookup]))
     assert RAN == [("lookup", "T-1")]
     assert "Close it instead." in told(result)[0]
+    assert sorted(decided(runtime, tmp_path)) == [("ticket.delete", "action.denied"), ("ticket.get", "action.executed")]
 
 
 def test_an_agent_with_its_own_tools(runtime: Runtime) -> None:
@@ -604,6 +605,30 @@ def test_a_state_from_before(runtime: Runtime) -> None:
     assert (RAN, "Close it instead." in told(result)[-1]) == ([], True)
 
 
+def test_a_state_for_a_class_made_late(runtime: Runtime) -> None:
+    """Nor does a state that another process stored let a tool run, of an agent whose kind was made meanwhile."""
+
+    @function_tool(name_override="remove", needs_approval=True)
+    def guarded(ticket_id: str) -> str:
+        """Delete."""
+        RAN.append(ticket_id)
+        return "gone"
+
+    stored = run(Agent(name="worker", model=scripted([REMOVE]), tools=[guarded])).to_state().to_json()
+    with install(runtime, hide_denied=False):
+
+        @dataclass
+        class Mine(Agent[Any]):
+            async def get_all_tools(self, run_context: Any) -> Any:
+                return [guarded]
+
+        agent = Mine(name="worker", model=scripted())
+        state: Any = asyncio.run(RunState.from_json(agent, stored))
+        state.approve(state.get_interruptions()[0])
+        run(agent, state)
+    assert RAN == []
+
+
 @function_tool
 def pay(order_id: str, amount: float) -> str:
     """Pay."""
@@ -762,7 +787,7 @@ def test_an_sdk_that_does_it_in_another_way(runtime: Runtime) -> None:
         kept = vars(owner)[name]
         delattr(owner, name)
         try:
-            with pytest.raises(RuntimeError, match="in another way|has no Runner.run_streamed"):
+            with pytest.raises(RuntimeError, match=r"in another way|has no Runner\.run_streamed"):
                 install(runtime)
         finally:
             setattr(owner, name, kept)

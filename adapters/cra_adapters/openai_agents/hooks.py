@@ -43,7 +43,7 @@ class GovernedHooks(RunHooks[Any]):
         await self._inner.on_llm_start(context, agent, system_prompt, input_items)
 
     async def on_llm_end(self, context: Any, agent: Any, response: Any) -> None:
-        note_unknown(self._point, self._run, agent, response)
+        _note_unknown(self._point, self._run, agent, response)
         await self._inner.on_llm_end(context, agent, response)
 
     async def on_agent_end(self, context: Any, agent: Any, output: Any) -> None:
@@ -59,7 +59,7 @@ class GovernedHooks(RunHooks[Any]):
         await self._inner.on_tool_end(context, agent, tool, result)
 
 
-def note_unknown(point: EnforcementPoint, run: Run, agent: Any, response: Any) -> None:
+def _note_unknown(point: EnforcementPoint, run: Run, agent: Any, response: Any) -> None:
     """Record the calls of tools that ``agent`` was not given."""
     known = run.shown.get(agent.name)
     if known is None:

@@ -12,14 +12,14 @@ from types import TracebackType
 from typing import Any
 from uuid import uuid4
 
-from agents import Agent, AgentsException, FunctionTool, Runner, RunState
+from agents import Agent, FunctionTool, Runner, RunState
 from agents import tool as tools_module
 from agents.agent import AgentBase
 from agents.lifecycle import RunHooksBase
 
 from cra_adapters.openai_agents.caller import Caller, Run, current_run
 from cra_adapters.openai_agents.function_tools import check_seams
-from cra_adapters.openai_agents.hooks import GovernedHooks, note_unknown
+from cra_adapters.openai_agents.hooks import GovernedHooks
 from cra_adapters.openai_agents.local_tools import describe, govern_tool
 from cra_middleware import CallRefused, Runtime
 from cra_middleware.enforcement import EnforcementPoint, require
@@ -217,9 +217,6 @@ class Installation:
             with self._begun(starting_agent, input, kwargs) as begun:
                 try:
                     return await original(cls, starting_agent, input, **kwargs)
-                except AgentsException as error:
-                    self._failed(begun, error)
-                    raise
                 finally:
                     self._point.end(begun.id)
 
@@ -230,9 +227,6 @@ class Installation:
             with self._begun(starting_agent, input, kwargs) as begun:
                 try:
                     return original(cls, starting_agent, input, **kwargs)
-                except AgentsException as error:
-                    self._failed(begun, error)
-                    raise
                 finally:
                     self._point.end(begun.id)
 
@@ -243,23 +237,11 @@ class Installation:
             with self._begun(starting_agent, input, kwargs) as begun:
                 result = original(cls, starting_agent, input, **kwargs)
 
-            def ended(task: Any) -> None:
-                error = None if task.cancelled() else task.exception()
-                if isinstance(error, AgentsException):
-                    self._failed(begun, error)
-                self._point.end(begun.id)
-
             if result.run_loop_task is not None:
-                result.run_loop_task.add_done_callback(ended)
+                result.run_loop_task.add_done_callback(lambda task: self._point.end(begun.id))
             return result
 
         return run_streamed
-
-    def _failed(self, run: Run, error: AgentsException) -> None:
-        """The SDK ends a run at a call of a tool that is not there, and says nothing of it to hooks."""
-        data = error.run_data
-        if data is not None and data.raw_responses:
-            note_unknown(self._point, run, data.last_agent, data.raw_responses[-1])
 
 
 def _all_kinds(cls: type) -> Iterator[type]:
