@@ -70,7 +70,7 @@ def check_seams() -> None:
 
     invoke.__agents_prepare_arguments__ = lambda text, name: text  # type: ignore[attr-defined]
     invoker: Any = with_function_tool_failure_error_handler(invoke, _note_failure)
-    tool = function_tool(probe)
+    tool: Any = function_tool(probe)
     try:
         is_as_known = (
             tool.__wrapped__ is probe and tool.on_invoke_tool.prepare_arguments('{"text": "a"}', "probe").unchanged

@@ -59,7 +59,7 @@ def install(
     """
     require(
         "openai-agents",
-        "0.24",
+        "0.23.1",
         {
             AgentBase: ("get_all_tools",),
             Agent: ("get_system_prompt",),
