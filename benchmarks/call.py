@@ -181,12 +181,12 @@ def main() -> None:
 
 def _inside(session: Any, run: Callable[[], None]) -> Callable[[], None]:
     """``run`` with ``session`` current; entering it is part of neither side of a comparison that matters (0.2 µs)."""
-    from cra_middleware.session import _current
+    from cra_middleware.session import CURRENT
 
     def work() -> None:
-        token = _current.set(session)
+        token = CURRENT.set(session)
         run()
-        _current.reset(token)
+        CURRENT.reset(token)
 
     return work
 

@@ -31,7 +31,9 @@ from cra_middleware.policies import Epoch
 from cra_middleware.trace import payloads
 from cra_middleware.trace.commitments import Commitment
 from cra_middleware.trace.event import EventType
+from cra_middleware.trace.let_run import LetRun
 from cra_middleware.trace.redact import Shown
+from cra_middleware.trace.shared import EndedElsewhereError
 from cra_middleware.trace.writer import Entry
 
 MAX_RECORDED_BYTES = 1024 * 1024
@@ -216,6 +218,20 @@ class Attempt:
         """The outcome of a call that was let run, and then could not be: its log failed, or the wait for it was cut."""
         return self._failed("audit_unavailable", "the tool did not run: nobody saw its decision on the disk", 0, now_us)
 
+    def let_run(self, now_us: int) -> LetRun:
+        """What the outcome of a call needs that runs elsewhere."""
+        call = self.call
+        return LetRun(
+            self.span_id,
+            self.parent_span_id,
+            self.execution_id,
+            call.action_id,
+            self.resolution_id,
+            call.tool_name,
+            call.tool_call_id,
+            now_us,
+        )
+
     def shown_arguments(self) -> Mapping[str, object]:
         """The arguments, for a person to look at."""
         return MappingProxyType(dict(self.call.arguments))
@@ -316,8 +332,24 @@ class Running:
             self._var.reset(self._entered)
 
 
-def unavailable(call: ToolCall, error: SinkError) -> AuditUnavailable:
+def told(call: LetRun, by: str, error: tuple[str, str] | None, duration_ms: int, now_us: int) -> Entry:
+    """The outcome of a call that ran elsewhere; ``by`` is who says so."""
+    payload: dict[str, object] = {
+        "action_id": call.action_id,
+        "execution_id": call.execution_id,
+        "duration_ms": duration_ms,
+    }
+    if error is not None:
+        payload |= {"error_code": error[0], "error_message": error[1]}
+        return Entry(call.span_id, call.parent_span_id, "action.failed", payloads.render(payload), now_us)
+    payload |= {"resolution_id": call.resolution_id, "reported_by": by}
+    return Entry(call.span_id, call.parent_span_id, "action.executed", payloads.render(payload), now_us)
+
+
+def unavailable(call: ToolCall, error: SinkError) -> AuditUnavailable | SessionEnded:
     """The refusal of a call whose decision could not be recorded."""
+    if isinstance(error, EndedElsewhereError):
+        return SessionEnded(str(error), action_id=call.action_id)
     reason = f"the decision could not be recorded ({error}), so the tool did not run"
     return AuditUnavailable(reason, action_id=call.action_id)
 

@@ -19,15 +19,17 @@ from cra_middleware._ids import new_id
 from cra_middleware.approvals import Approver
 from cra_middleware.attempt import Attempt, LostOutcomeError, Running, class_words, has_claim, unavailable
 from cra_middleware.carp.call import Allow, Ask, Decision, Deny, ToolCall
-from cra_middleware.carp.explain import LookedAt
 from cra_middleware.carp.quota import CountersError, Reservation
 from cra_middleware.desk import OTHERS_ARE_ASKED, Granted, Refused
+from cra_middleware.elsewhere import ELSEWHERE, Elsewhere
 from cra_middleware.errors import CallRefused, SessionEnded, SinkError
 from cra_middleware.interceptor import AskApproval, Closed, Flow, Raised, Returned, RunTool, Wait, finish_waiting
 from cra_middleware.keeping import Recorder, Waiting
 from cra_middleware.observer import Operation, Outcome
 from cra_middleware.policies import Epoch
 from cra_middleware.setting import Identity, Resolved, Setting
+from cra_middleware.trace.event import Event
+from cra_middleware.trace.let_run import LetRun, Untold
 from cra_middleware.trace.payloads import render
 from cra_middleware.trace.writer import ChainWriter, Entry
 
@@ -52,6 +54,7 @@ class CallPath:
         session: object,
         current: ContextVar[object],
         actions: int,
+        untold: Untold,
     ) -> None:
         """``resolved`` gives the resolution valid at a time; ``current`` holds ``session`` while a tool runs."""
         self._setting = setting
@@ -69,6 +72,7 @@ class CallPath:
         self._is_silenced = False
         self._late: deque[tuple[Operation, tuple[Outcome, str | None], _Taken]] = deque()
         self._running: dict[str, Attempt] = {}
+        self._elsewhere = Elsewhere(writer, self._recorder, untold)
         self._when_idle: Callable[[], None] | None = None
 
     @property
@@ -124,15 +128,29 @@ class CallPath:
         finally:
             self._forget(attempt)
 
-    def would_wait(self, call: ToolCall) -> bool:
-        """Whether ``call`` would be left for a person now; nothing is recorded, and no limit is used up."""
-        now_us, counters = self._writer.now_us(), LookedAt(self._setting.counters)
-        try:
-            epoch = self._resolved(now_us).epoch
-            decision = epoch.resolver.decide(call, self._identity.facts, now_us, counters)
-        except Exception:  # noqa: BLE001  whatever breaks here breaks the decision itself, which denies
-            return False
-        return isinstance(decision, Ask) and self._setting.desk.would_wait(call, self._subject, epoch)
+    @property
+    def untold(self) -> tuple[LetRun, ...]:
+        """The calls that run elsewhere, the oldest first."""
+        return self._elsewhere.calls
+
+    def tell(self, call: LetRun, by: str, error: tuple[str, str] | None, duration_ms: int | None) -> None:
+        """Record the outcome of a call that ran elsewhere.
+
+        Raises:
+            SessionEnded: when the session is over.
+            SinkError: when it cannot be kept.
+            ValueError: when no such call is open.
+        """
+        if self._is_closing():
+            raise SessionEnded(f"session {self._identity.session_id} is over", action_id=call.action_id)
+        self._elsewhere.tell(call, by, error, duration_ms)
+        next(self._ran)
+
+    def heard(self, event: Event) -> None:
+        """Another process wrote this into the session's log."""
+        self._elsewhere.heard(event)
+        if event.event_type in ("action.executed", "action.failed"):
+            next(self._ran)
 
     def settle(self) -> None:
         """Write what is owed, and end what was closed in a finaliser.
@@ -295,6 +313,11 @@ class CallPath:
             self._late.append((attempt.operation, ("failed", LostOutcomeError.__name__), decision.reservations))
             raise
         assert isinstance(outcome, (Returned, Raised, Closed))
+        if isinstance(outcome, Returned) and outcome.value is ELSEWHERE:
+            self._commit(decision.reservations)  # whether it runs, nobody here will see: what it takes up stays taken
+            let_run = self._elsewhere.add(attempt)
+            attempt.operation.end(None)
+            return Returned(let_run)
         duration_ms = max(0, (clock.monotonic_ns() - began_ns) // 1_000_000)
         if isinstance(outcome, Closed):
             self._close_stream(attempt, outcome, duration_ms, decision.reservations)

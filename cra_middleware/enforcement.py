@@ -103,25 +103,25 @@ class EnforcementPoint:
         named = declared or getattr(body, "cra_action", None)
         declared = named if isinstance(named, str) else None
         defaults = {} if body is None else _defaults(body, without)
-        return GovernedTool(
-            self,
-            name,
-            source or self.framework,
-            title,
-            declared,
-            body,
-            description,
-            schema,
-            defaults,
-            frozenset(without),
-        )
+        source, hidden = source or self.framework, frozenset(without)
+        return GovernedTool(self, name, source, title, declared, body, description, schema, defaults, hidden)
 
-    def session(self, *, run: str | None = None, agent: str | None = None, resumed: Collection[str] = ()) -> Session:
+    def session(
+        self,
+        *,
+        run: str | None = None,
+        agent: str | None = None,
+        resumed: Collection[str] = (),
+        kept: str | None = None,
+        keep: bool = False,
+    ) -> Session:
         """The session that governs a call of ``agent`` in ``run``.
 
         The current session, where there is one; else one for each run, and one for all calls that belong to none. An
         agent other than the one that a run began with, and one inside another's tool, gets its own below that. A run
-        that is gone on with finds its session by the ids of its calls that were stopped, ``resumed``.
+        that is gone on with finds its session by the ids of its calls that were stopped, ``resumed``, or by the
+        session's own id where a framework stores that with the run, ``kept``. ``keep`` lets a new one outlive the
+        runtime.
 
         Raises:
             CallRefused: when there is none, or none can be opened.
@@ -129,7 +129,7 @@ class EnforcementPoint:
         inside = _running.get()
         caller = None if inside is None else (inside.session, inside.agent)
         try:
-            return self._sessions.find(run, agent, resumed, caller)
+            return self._sessions.find(run, agent, resumed, caller, kept, keep)
         except CallRefused:
             raise
         except SinkError as error:
@@ -138,9 +138,12 @@ class EnforcementPoint:
             _logger.exception("no session could be opened; the call is refused")
             raise NoActiveSession(f"no session could be opened ({type(error).__name__}: {error})") from error
 
-    def end(self, run: str | None) -> None:
-        """The framework says that ``run`` is over: its session ends, unless a person is still being asked in it."""
-        self._sessions.end(run)
+    def end(self, run: str | None, *, can_wait: bool = True) -> None:
+        """The framework says that ``run`` is over: its session ends, unless a person is still being asked in it.
+
+        ``can_wait=False`` says that nobody could go on with it.
+        """
+        self._sessions.end(run, can_wait)
 
     def answer(self, call_id: str, *, approved: bool, by: str, reason: str | None = None) -> None:
         """A person answered the question about a call by the framework's own means, which does not call it again.
@@ -204,6 +207,7 @@ class GovernedTool:
         agent: str | None = None,
         run: str | None = None,
         approver: Approver | None = None,
+        session: Session | None = None,
     ) -> GovernedCall:
         """A call of it, not yet decided.
 
@@ -214,11 +218,13 @@ class GovernedTool:
             agent: the framework's name of the agent that calls.
             run: the framework's id of the run, thread or conversation.
             approver: the framework's way to ask a person, for when the runtime has none.
+            session: which governs it, where the adapter knows; else ``EnforcementPoint.session`` says.
 
         Raises:
             CallRefused: when no session governs it.
         """
-        session = self.point.session(run=run, agent=agent, resumed=() if call_id is None else (call_id,))
+        if session is None:
+            session = self.point.session(run=run, agent=agent, resumed=() if call_id is None else (call_id,))
         target = self.point.target(self.name, self.declared)
         try:
             if not isinstance(arguments, Mapping):
@@ -304,11 +310,6 @@ class GovernedCall:
     async def abegin(self) -> OpenCall:
         """As ``begin``, on an event loop."""
         return await self.session.abegin(self.call, self.approver)
-
-    @property
-    def would_wait(self) -> bool:
-        """Whether it would be left for a person now, for frameworks that want to know before they call a tool."""
-        return self.session.would_wait(self.call)
 
     def reject(self, reason: str) -> CallRefused:
         """Record that the framework itself refused the arguments, and return the refusal.

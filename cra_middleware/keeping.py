@@ -8,7 +8,7 @@ afterwards how many events are missing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Literal, NamedTuple
 
 from cra_middleware.attempt import Attempt, unavailable
@@ -79,14 +79,14 @@ class Recorder:
         except SinkError as failure:
             _logger.error("%s ran, and its outcome waits to be recorded: %s", attempt.call.action_id, failure)
 
-    def keep_now(self, *entries: Entry) -> Sequence[Sealed]:
+    def keep_now(self, *entries: Entry, only_if: Callable[[], None] | None = None) -> Sequence[Sealed]:
         """Keep events of the session itself; waits here where it has to.
 
         Raises:
             SinkError: when they are not kept, and the session must not go on.
         """
         try:
-            return self._writer.write_until(self._keeping.deadline_seconds, *entries)
+            return self._writer.write_until(self._keeping.deadline_seconds, *entries, only_if=only_if)
         except SinkError as error:
             if self._keeping.on_failure != "allow":
                 raise

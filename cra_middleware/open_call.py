@@ -28,9 +28,10 @@ class OpenCall:
         await aauthorise(flow)
         return cls(flow)
 
-    def returned(self, value: object = None) -> None:
-        """The tool returned ``value``."""
-        finish(self._flow, Returned(value))
+    def returned(self, value: object = None) -> object:
+        """The tool returned ``value``; what the flow gives on."""
+        outcome = finish(self._flow, Returned(value))
+        return outcome.value if isinstance(outcome, Returned) else None
 
     def raised(self, error: BaseException) -> None:
         """The tool raised ``error``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from cra_middleware._fork import tell_child
-from cra_middleware.session import Session
+from cra_middleware.local_session import LocalSession
 
 MAX_OPEN_KEPT = 256
 """Sessions kept per thread that may be open at once; beyond it the one unused longest is detached."""
@@ -16,15 +16,15 @@ class OpenSessions:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._open: dict[str, Session] = {}
-        self._kept: dict[str, Session] = {}
+        self._open: dict[str, LocalSession] = {}
+        self._kept: dict[str, LocalSession] = {}
         tell_child(self)
 
     def forked(self) -> None:
         """In a forked child: another thread of the parent's may have held the lock."""
         self._lock = threading.Lock()
 
-    def get(self, session_id: str) -> Session | None:
+    def get(self, session_id: str) -> LocalSession | None:
         """The session with this id, while it is known."""
         return self._open.get(session_id)
 
@@ -33,7 +33,7 @@ class OpenSessions:
         with self._lock:
             return set(self._open)
 
-    def remember(self, session: Session, keep: bool) -> None:
+    def remember(self, session: LocalSession, keep: bool) -> None:
         """Know a session; ``keep`` lets it outlive the runtime."""
         with self._lock:
             self._open = {key: known for key, known in self._open.items() if known.is_open}

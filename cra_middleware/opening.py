@@ -10,11 +10,10 @@ from cra_middleware.admission import check_text, identity_of
 from cra_middleware.carp.messages import Request
 from cra_middleware.carp.policy import Facts
 from cra_middleware.errors import SinkError
-from cra_middleware.session import Session
+from cra_middleware.local_session import LocalSession
 from cra_middleware.setting import Identity, Setting
-from cra_middleware.standing import POLICY_CHANGED
 from cra_middleware.trace.chain import RECOVERED
-from cra_middleware.trace.recovery import Reopened, reopen
+from cra_middleware.trace.recovery import POLICY_CHANGED, Reopened, reopen
 from cra_middleware.trace.sink import Sink
 from cra_middleware.trace.writer import ChainWriter
 
@@ -39,7 +38,7 @@ class Opener:
         extra: Mapping[str, str | None],
         atlas_ids: Sequence[str] | None,
         request: Request | None,
-    ) -> Session:
+    ) -> LocalSession:
         """A new session, begun and resolved.
 
         Raises:
@@ -54,7 +53,7 @@ class Opener:
         try:
             identity = Identity(session_id, new_id(), new_id(), goal, facts, extra.get("subject"))
             writer = ChainWriter(log, setting.clock, session_id, identity.trace_id)
-            session = Session(setting, identity, writer, log)
+            session = LocalSession(setting, identity, writer, log)
             metadata = {
                 "policy_digest": epoch.policy_digest,
                 "mode": "enforce" if setting.on_shadow is None else "observe",
@@ -70,8 +69,8 @@ class Opener:
             raise
         return session
 
-    def resume(self, session_id: str, context: Mapping[str, object] | None) -> Session:
-        """A session of an earlier process, verified and resolved anew.
+    def resume(self, session_id: str, context: Mapping[str, object] | None, renew: bool = True) -> LocalSession:
+        """A session of an earlier process, verified, and resolved anew where that is wanted or needed.
 
         Raises:
             ChainBroken: when it was ended, or its trace was changed.
@@ -85,15 +84,19 @@ class Opener:
             found = reopen(log, session_id)
             identity = identity_of(found, context)
             writer = ChainWriter(log, setting.clock, session_id, identity.trace_id, found.end)
-            session = Session(setting, identity, writer, log, found.actions)
-            self._note_differences(session, found)
-            session.resolve()
+            session = LocalSession(setting, identity, writer, log, found.actions, found.untold)
+            is_same = self._note_differences(session, found)
+            if renew or not is_same or found.resolved is None:
+                session.resolve()
+            else:
+                session.go_on(found.resolved)
         except BaseException:  # whatever it was, the log must not stay locked
             log.close()
             raise
         return session
 
-    def _note_differences(self, session: Session, found: Reopened) -> None:
+    def _note_differences(self, session: LocalSession, found: Reopened) -> bool:
+        """Whether the policies are those that the session began under."""
         if found.torn is not None:
             message = "a torn end was moved to a quarantine; the chain goes on behind the last whole event"
             session.note(RECOVERED, message, bytes=found.torn.size, sha256=found.torn.sha256)
@@ -103,3 +106,4 @@ class Opener:
         digest = self._setting.policies.epoch.policy_digest
         if before != digest:
             session.note(POLICY_CHANGED, f"resumed under the policies {digest}")
+        return before == digest

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from cra_middleware._fork import tell_child
 from cra_middleware.approvals import State
 from cra_middleware.errors import ChainBroken, NoActiveSession, SinkError
+from cra_middleware.local_session import LocalSession
 from cra_middleware.runtime import Runtime
 from cra_middleware.session import Session, current_session
 
@@ -35,6 +36,7 @@ class RunSessions:
         self._goal = goal
         self._lock = threading.RLock()
         self._runs: OrderedDict[str | None, Session] = OrderedDict()
+        self._kept: set[str] = set()
         self._leads: OrderedDict[tuple[str, str | None], str] = OrderedDict()
         self._others: dict[tuple[str, str], Session] = {}
         tell_child(self)
@@ -49,11 +51,13 @@ class RunSessions:
         agent: str | None,
         call_ids: Collection[str],
         caller: tuple[Session, str | None] | None,
+        kept: str | None = None,
+        keep: bool = False,
     ) -> Session:
         """The session for a call of ``agent`` in ``run``; ``caller`` is whose tool it is made inside of.
 
-        A run that goes on in another process finds its session by one of ``call_ids``: the call that waits
-        for a person.
+        A run that goes on in another process finds its session by ``kept``, the id that a framework has stored, or by
+        one of ``call_ids``: the call that waits for a person. ``keep`` lets a new one outlive the runtime.
 
         Raises:
             NoActiveSession: when there is none, and no runtime to open one.
@@ -66,19 +70,20 @@ class RunSessions:
                 lead = caller[1] or current.facts.agent_id
                 root = current
             else:
-                root = current or self._root(run, agent, call_ids)
+                root = current or self._root(run, agent, call_ids, kept, keep)
                 lead = self._leads.setdefault((root.id, run), agent or root.facts.agent_id)
                 while len(self._leads) > MAX_RUNS:
                     self._leads.popitem(last=False)
             return root if agent is None or agent in (lead, root.facts.agent_id) else self._below(root, agent)
 
-    def end(self, run: str | None) -> None:
-        """``run`` is over: end its session, unless a person is still being asked in it."""
+    def end(self, run: str | None, can_wait: bool = True) -> None:
+        """``run`` is over: end its session, unless a person is still being asked in it and it ``can_wait``."""
         with self._lock:
             session = self._runs.get(run)
-            if session is None or session.is_waiting:
+            if session is None or (can_wait and session.is_waiting):
                 return
             del self._runs[run]
+            self._kept.discard(session.id)
         session.end()
 
     def _current(self) -> Session | None:
@@ -88,19 +93,26 @@ class RunSessions:
             return current
         return current if self._runtime.find(current.id) is current else None
 
-    def _root(self, run: str | None, agent: str | None, call_ids: Collection[str]) -> Session:
+    def _root(
+        self, run: str | None, agent: str | None, call_ids: Collection[str], kept: str | None, keep: bool
+    ) -> Session:
         if self._runtime is None:
             raise NoActiveSession("no session is active; open one: with runtime.session(...):, or pass a runtime")
         known = self._runs.get(run)
-        if known is None or not known.is_open:
-            known = self._waiting(self._runtime, call_ids)
-            known = known or self._runtime.session(agent or self._agent_id, self._goal, external_id=run)
+        if known is None or not known.is_open or kept not in (None, known.id):
+            stored = kept or (known.id if known is not None and keep else None)
+            known = None if stored is None else self._resumed(self._runtime, stored)
+            known = known or self._waiting(self._runtime, call_ids)
+            known = known or self._runtime.session(agent or self._agent_id, self._goal, external_id=run, keep=keep)
         self._runs[run] = known
         self._runs.move_to_end(run)
+        if keep:
+            self._kept.add(known.id)
         while len(self._runs) > MAX_RUNS:
             _, oldest = self._runs.popitem(last=False)
-            if not oldest.is_busy:
+            if oldest.id not in self._kept and not oldest.is_busy:  # the runtime detaches those kept by itself
                 oldest.end()
+            self._kept.discard(oldest.id)
         return known
 
     def _waiting(self, runtime: Runtime, call_ids: Collection[str]) -> Session | None:
@@ -114,19 +126,24 @@ class RunSessions:
         asked = {item.pending.session_id for item in live if item.pending.tool_call_id in call_ids}
         if len(asked) != 1:
             return None
-        session_id = asked.pop()
+        stopped = self._resumed(runtime, asked.pop())
+        parent_id = None if stopped is None else _parent_of(stopped)
+        if stopped is None or parent_id is None:
+            return stopped
+        root = self._resumed(runtime, parent_id)
+        if root is None:  # the one below is no session for its caller's calls
+            return None
+        if isinstance(root, LocalSession) and isinstance(stopped, LocalSession):
+            root.adopt(stopped)
+        self._others[root.id, stopped.facts.agent_id] = stopped
+        return root
+
+    def _resumed(self, runtime: Runtime, session_id: str) -> Session | None:
         try:
-            stopped = runtime.resume(session_id, keep=True)
-            parent_id = _parent_of(stopped)
-            if parent_id is None:
-                return stopped
-            root = runtime.resume(parent_id, keep=True)
+            return runtime.resume(session_id, keep=True)
         except (ChainBroken, SinkError) as error:
             _logger.warning("session %s cannot go on, a new one is begun: %s", session_id, error)
             return None
-        root.adopt(stopped)
-        self._others[root.id, stopped.facts.agent_id] = stopped
-        return root
 
     def _below(self, root: Session, agent: str) -> Session:
         known = self._others.get((root.id, agent))

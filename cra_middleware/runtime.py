@@ -6,9 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
-
-from opentelemetry.trace import TracerProvider
+from typing import TYPE_CHECKING, Literal
 
 from cra_middleware._clock import Clock, SystemClock
 from cra_middleware._ids import new_id
@@ -28,20 +26,21 @@ from cra_middleware.carp.resolver import DefaultDecision, Resolver
 from cra_middleware.desk import Desk, Notify
 from cra_middleware.errors import AtlasError, ChainBroken
 from cra_middleware.keeping import Keeping
-from cra_middleware.keys import load_signer
 from cra_middleware.leaving import exit_on_sigterm, forget, leave_at_exit
+from cra_middleware.local_session import LocalSession
 from cra_middleware.observing import Loudspeaker
 from cra_middleware.open_sessions import OpenSessions
 from cra_middleware.opening import Opener
 from cra_middleware.policies import AtlasSource, InForce, Terms, begin_epoch, load_atlases
 from cra_middleware.session import Session, current_session
 from cra_middleware.setting import Setting
-from cra_middleware.sinks_by_name import is_folder, open_sink
+from cra_middleware.sinks_by_name import sink_for
 from cra_middleware.stores import Stores
 from cra_middleware.telemetry import Telemetry
 from cra_middleware.trace.sink import Sink
-from cra_middleware.trace.sinks.jsonl import JsonlSink
-from cra_middleware.trace.sinks.memory import MemorySink
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
 
 _logger = logging.getLogger("cra_middleware")
 _logger.addHandler(logging.NullHandler())
@@ -155,7 +154,7 @@ class Runtime:
             sidecar=self._stores.sidecar,
             on_shadow=Loudspeaker() if self._terms.is_observing else None,
         )
-        self._sink: Sink = _sink(trace, signing_key)
+        self._sink: Sink = sink_for(trace, signing_key)
         self._opener = Opener(self._setting, self._sink)
         self._sessions = OpenSessions()
         if handle_sigterm:
@@ -268,14 +267,15 @@ class Runtime:
             SinkError: when the trace cannot be begun.
             ValueError: when an argument is not usable, or changes a fact of the parent.
         """
-        parent = parent or current_session()
-        if parent is not None and (not parent.is_open or self._sessions.get(parent.id) is None):
-            parent = None
+        wanted = parent or current_session()
+        above = self._sessions.get(wanted.id) if wanted is not None and wanted.is_open else None
+        if parent is not None and above is None:
+            raise ValueError("the parent is no open session of this runtime")
         session_id = new_id()
-        facts = facts_of(session_id, agent_id, risk_tier, context or {}, atlas_ids, parent.facts if parent else None)
-        subject = subject or (parent.behalf if parent else None)
-        extra = {"external_id": external_id, "subject": subject, "parent_session_id": parent.id if parent else None}
-        return self._start(session_id, goal, facts, extra, atlas_ids, None, keep, parent)
+        facts = facts_of(session_id, agent_id, risk_tier, context or {}, atlas_ids, above.facts if above else None)
+        subject = subject or (above.behalf if above else None)
+        extra = {"external_id": external_id, "subject": subject, "parent_session_id": above.id if above else None}
+        return self._start(session_id, goal, facts, extra, atlas_ids, None, keep, above)
 
     def resolve(self, request: Request | Mapping[str, object]) -> Resolution:
         """Answer a whole CARP request, in the session it names; one that is not open yet is started.
@@ -299,10 +299,13 @@ class Runtime:
         extra = {"parent_session_id": requester.parent_session_id}
         return self._start(requester.session_id, task.goal, facts, extra, None, asked, False, None).resolution
 
-    def resume(self, session_id: str, *, context: Mapping[str, object] | None = None, keep: bool = False) -> Session:
+    def resume(
+        self, session_id: str, *, context: Mapping[str, object] | None = None, keep: bool = False, renew: bool = True
+    ) -> Session:
         """Go on with a detached session: its chain is verified again, a torn end is set aside and recorded.
 
-        With the default ``record="hash"`` a trace does not hold the session's context facts; give them again.
+        Without ``renew`` its last resolution counts on while it is valid. With the default ``record="hash"`` a trace
+        does not hold the session's context facts; give them again.
 
         Raises:
             ChainBroken: when the session was ended, or its trace was changed.
@@ -314,7 +317,7 @@ class Runtime:
                 return known
             if not known.is_closed:
                 raise ChainBroken(f"session {session_id} is being closed: a tool of it still runs")
-        session = self._opener.resume(session_id, context)
+        session = self._opener.resume(session_id, context, renew)
         self._sessions.remember(session, keep)
         return session
 
@@ -378,22 +381,10 @@ class Runtime:
         atlas_ids: Sequence[str] | None,
         request: Request | None,
         keep: bool,
-        parent: Session | None,
-    ) -> Session:
+        parent: LocalSession | None,
+    ) -> LocalSession:
         session = self._opener.start(session_id, goal, facts, extra, atlas_ids, request)
         if parent is not None:
             parent.adopt(session)
         self._sessions.remember(session, keep)
         return session
-
-
-def _sink(trace: str | Path | Sink | None, signing_key: str | Path | None) -> Sink:
-    if signing_key is not None:
-        if not isinstance(trace, (str, Path)) or not is_folder(str(trace)):
-            raise ValueError("signing_key signs a folder of traces: name one with trace=, or give JsonlSink a signer")
-        return JsonlSink(trace, signer=load_signer(signing_key))
-    if trace is None:
-        return MemorySink()
-    if isinstance(trace, Path):
-        return JsonlSink(trace)
-    return open_sink(trace) if isinstance(trace, str) else trace

@@ -42,4 +42,6 @@ def _numbers(text: str) -> tuple[int, ...]:
         numbers.append(int(digits))
         if digits != part:  # 1.0rc2 and the like
             break
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
     return tuple(numbers)

@@ -14,9 +14,6 @@ from pathlib import Path
 from sqlite3 import Connection
 from typing import Literal, NamedTuple
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
 from cra_middleware._canonical import UnrepresentableError, canonical
 from cra_middleware._sqlite_file import SqliteFile
 from cra_middleware.errors import SinkError
@@ -28,6 +25,7 @@ _SCHEMA = """
 CREATE TABLE subjects (number INTEGER PRIMARY KEY, subject TEXT UNIQUE NOT NULL, key BLOB NOT NULL);
 CREATE TABLE personal (ref TEXT PRIMARY KEY, commitment TEXT NOT NULL, subject INTEGER, sealed BLOB) WITHOUT ROWID;
 CREATE INDEX by_subject ON personal (subject)"""
+_KEY_BYTES = 32
 _NONCE_BYTES = 12
 """96 bits, as NIST SP 800-38D wants them; random, so one key is good for 2^32 values."""
 
@@ -113,6 +111,8 @@ class Sidecar:
             raise WithheldError("this sidecar never had the value; is it another trace's?", "unknown")
         if row[1] is None:
             raise WithheldError("the value was erased", "erased")
+        from cryptography.exceptions import InvalidTag
+
         try:
             found = _opened(row[2], row[1], ref, row[0])
         except (InvalidTag, ValueError, TypeError):  # a key, a nonce or a text that somebody has changed
@@ -164,18 +164,22 @@ class Sidecar:
 
 def _key(connection: Connection, subject: str) -> tuple[int, bytes]:
     """Read in each transaction, never remembered: another process may have erased the subject."""
-    fresh = AESGCM.generate_key(bit_length=256)
+    fresh = secrets.token_bytes(_KEY_BYTES)
     connection.execute("INSERT OR IGNORE INTO subjects (subject, key) VALUES (?, ?)", (subject, fresh))
     number, key = connection.execute("SELECT number, key FROM subjects WHERE subject = ?", (subject,)).fetchone()
     return int(number), bytes(key)
 
 
 def _sealed(key: bytes, made: Commitment) -> bytes:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # costs more than most runtimes' start can spare
+
     nonce = secrets.token_bytes(_NONCE_BYTES)
     return nonce + AESGCM(key).encrypt(nonce, made.salt + made.value, _bound(made.ref, made.text))
 
 
 def _opened(key: bytes, sealed: bytes, ref: str, text: str) -> Revealed:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
     plain = AESGCM(key).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], _bound(ref, text))
     return Revealed(plain[SALT_BYTES:], plain[:SALT_BYTES])
 

@@ -6,8 +6,10 @@ import re
 from pathlib import Path
 
 from cra_middleware.errors import SinkError
-from cra_middleware.trace.sink import TraceStore
+from cra_middleware.keys import load_signer
+from cra_middleware.trace.sink import Sink, TraceStore
 from cra_middleware.trace.sinks.jsonl import JsonlSink
+from cra_middleware.trace.sinks.memory import MemorySink
 from cra_middleware.trace.sinks.postgres import PostgresSink
 from cra_middleware.trace.sinks.sqlite import SqliteSink
 
@@ -58,3 +60,22 @@ def open_existing(text: str) -> TraceStore:
     except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL
         raise SinkError(f"that is no place for traces: {error}") from error
     return open_sink(text)
+
+
+def sink_for(trace: str | Path | Sink | None, signing_key: str | Path | None) -> Sink:
+    """The sink that a runtime is given as ``trace``; nothing is memory.
+
+    Raises:
+        SinkError: when the place cannot be used.
+        SigningKeyError: when the key cannot.
+        ValueError: when there is a key, and no folder.
+    """
+    if signing_key is not None:
+        if not isinstance(trace, (str, Path)) or not is_folder(str(trace)):
+            raise ValueError("signing_key signs a folder of traces: name one with trace=, or give JsonlSink a signer")
+        return JsonlSink(trace, signer=load_signer(signing_key))
+    if trace is None:
+        return MemorySink()
+    if isinstance(trace, Path):
+        return JsonlSink(trace)
+    return open_sink(trace) if isinstance(trace, str) else trace

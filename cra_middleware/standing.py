@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 
 from cra_middleware._canonical import canonical
+from cra_middleware._clock import parse_us
 from cra_middleware._fork import tell_child
 from cra_middleware._ids import new_id
 from cra_middleware.carp.messages import Request, Requester, Task
@@ -14,11 +15,10 @@ from cra_middleware.carp.resolve import resolve
 from cra_middleware.keeping import Recorder
 from cra_middleware.policies import Epoch
 from cra_middleware.setting import Identity, Resolved, Setting
+from cra_middleware.trace.event import Event
+from cra_middleware.trace.recovery import POLICY_CHANGED
 from cra_middleware.trace.redact import FACTS
 from cra_middleware.trace.writer import ChainWriter, Entry
-
-POLICY_CHANGED = "policy_changed"
-"""The ``error_code`` of a session that goes on under other policies."""
 
 
 class Standing:
@@ -58,6 +58,24 @@ class Standing:
         with self._lock:
             resolved = self._resolved
             return resolved if resolved is not None and self._is_valid(resolved, now_us) else self.renew(None)
+
+    def go_on(self, recorded: Event) -> None:
+        """Take up the resolution that an earlier process recorded, until it expires; the policies are the same."""
+        epoch, facts = self._setting.policies.epoch, self._identity.facts
+        made_us, seconds = parse_us(recorded.timestamp), recorded.payload["ttl_seconds"]
+        resolution, _ = resolve(
+            epoch.resolver,
+            self._own_request(),
+            facts,
+            self._setting.counters,
+            made_us,
+            str(recorded.payload["resolution_id"]),
+            self._identity.trace_id,
+            self._setting.options,
+            None,
+        )
+        expires_us = made_us + min(int(str(seconds)), resolution.ttl_seconds) * 1_000_000
+        self._resolved = Resolved(resolution, resolution.resolution_id, recorded.span_id, expires_us, epoch)
 
     def renew(self, request: Request | None) -> Resolved:
         """Answer ``request``, or a plain one of the session's own.

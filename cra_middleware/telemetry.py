@@ -11,32 +11,25 @@ deprecated, so they stand here as text.
 from __future__ import annotations
 
 import logging
-import re
+import os
+import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from opentelemetry import trace
-from opentelemetry.trace import ProxyTracerProvider, Span, SpanKind, Status, StatusCode, Tracer, TracerProvider
-from opentelemetry.util.types import AttributeValue
-
-from cra_middleware.carp.call import Allow, Ask, Decision, ToolCall
-from cra_middleware.carp.messages import Resolution
-from cra_middleware.observer import Operation, Outcome, Subject, Unobserved
+from cra_middleware.carp.call import ToolCall
+from cra_middleware.observer import Operation, Subject, Unobserved
 from cra_middleware.trace.event import Sealed
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
+    from opentelemetry.trace import Tracer, TracerProvider
 
 INSTRUMENTATION = "cra_middleware"
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.37.0"
-MAX_TEXT = 1024
-"""Letters of an untrusted text that go onto a span."""
 
 _logger = logging.getLogger("cra_middleware.telemetry")
 _NOTHING = Unobserved()
-_LAST_PART = re.compile(r"[./]")  # of "module.qualname/tool"
+_NAMED = "OTEL_PYTHON_TRACER_PROVIDER"
 
 
 def configure_otel(service_name: str, endpoint: str | None = None) -> SdkTracerProvider:
@@ -51,13 +44,14 @@ def configure_otel(service_name: str, endpoint: str | None = None) -> SdkTracerP
         RuntimeError: when a provider is set already, or the ``otel`` extra is not installed.
     """
     try:
+        from opentelemetry import trace
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider as Provider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise RuntimeError("configure_otel needs the OpenTelemetry SDK: pip install 'cra-middleware[otel]'") from error
-    if not isinstance(trace.get_tracer_provider(), ProxyTracerProvider):
+    if not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
         raise RuntimeError("a tracer provider is set already; pass your own as Runtime(tracer_provider=...)")
     url = None if endpoint is None else endpoint.rstrip("/") + "/v1/traces"
     provider = Provider(resource=Resource.create({"service.name": service_name}))
@@ -79,172 +73,41 @@ class Telemetry:
         tracer = self._tracer()
         if tracer is None:
             return _NOTHING
-        return _guarded(_CallSpan, tracer, call, subject, span_id, self._risk_tier(call.action_id))
+        from cra_middleware.spans import CallSpan
+
+        return _guarded(CallSpan, tracer, call, subject, span_id, self._risk_tier(call.action_id))
 
     def resolution(self, subject: Subject, span_id: str, /) -> Operation:
         tracer = self._tracer()
-        return _NOTHING if tracer is None else _guarded(_ResolutionSpan, tracer, subject, span_id)
+        if tracer is None:
+            return _NOTHING
+        from cra_middleware.spans import ResolutionSpan
+
+        return _guarded(ResolutionSpan, tracer, subject, span_id)
 
     def session(self, subject: Subject, events: Sequence[Sealed], /) -> None:
         tracer = self._tracer()
         if tracer is not None:
-            _quietly(lambda: _session_events(tracer, subject, events))
+            from cra_middleware.spans import quietly, session_events
+
+            quietly(lambda: session_events(tracer, subject, events))
 
     def _tracer(self) -> Tracer | None:
+        if self._provider is None and "opentelemetry.trace" not in sys.modules and _NAMED not in os.environ:
+            return None  # nobody has set a provider, and to look would load OpenTelemetry
+        from opentelemetry import trace
+
         provider = self._provider or trace.get_tracer_provider()
         known = self._known
         if known is not None and known[0] is provider:
             return known[1]
-        if isinstance(provider, (ProxyTracerProvider, trace.NoOpTracerProvider)):
+        if isinstance(provider, (trace.ProxyTracerProvider, trace.NoOpTracerProvider)):
             return None  # no SDK, or none set yet
+        from importlib.metadata import version
+
         tracer = provider.get_tracer(INSTRUMENTATION, version("cra-middleware"), schema_url=SCHEMA_URL)
         self._known = (provider, tracer)
         return tracer
-
-
-class _Spanned:
-    """What calls and resolutions share: a span that is never in anybody's way."""
-
-    def __init__(self, span: Span) -> None:
-        self._span = span
-        self._ended = False
-        context = span.get_span_context()
-        self.is_recording = span.is_recording()
-        self.traceparent: str | None = None
-        if context.is_valid:
-            self.traceparent = f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
-
-    def running(self) -> AbstractContextManager[object] | None:
-        # the exception is ours to describe: the SDK would copy its message and stack into the span
-        return trace.use_span(self._span, end_on_exit=False, record_exception=False, set_status_on_exception=False)
-
-    def seen(self, events: Sequence[Sealed], /) -> None:
-        if self.is_recording:
-            _quietly(lambda: _add_events(self._span, events))
-
-    def decided(self, decision: Decision, /) -> None:
-        return None
-
-    def resolved(self, resolution: Resolution, /) -> None:
-        return None
-
-    def end(self, outcome: Outcome | None, error_type: str | None = None, description: str | None = None, /) -> None:
-        if not self._ended:
-            self._ended = True
-            _quietly(lambda: self._finish(outcome, error_type, description))
-
-    def _finish(self, outcome: Outcome | None, error_type: str | None, description: str | None) -> None:
-        self._span.end()
-
-
-class _CallSpan(_Spanned):
-    def __init__(self, tracer: Tracer, call: ToolCall, subject: Subject, span_id: str, risk_tier: str | None) -> None:
-        name = clean(_LAST_PART.split(call.tool_name)[-1]) or "tool"
-        attributes: dict[str, AttributeValue] = {
-            "gen_ai.operation.name": "execute_tool",
-            "gen_ai.tool.name": name,
-            "gen_ai.tool.type": "function",
-            "gen_ai.agent.name": clean(call.agent_name or subject.agent_id),
-            "openinference.span.kind": "TOOL",
-            "cra.session.id": subject.session_id,
-            "cra.action.id": clean(call.action_id),
-            "cra.trace.trace_id": subject.trace_id,
-            "cra.trace.span_id": span_id,
-        }
-        if call.tool_call_id is not None:
-            attributes["gen_ai.tool.call.id"] = clean(call.tool_call_id)
-        if risk_tier is not None:
-            attributes["cra.action.risk_tier"] = risk_tier
-        super().__init__(tracer.start_span(f"execute_tool {name}", kind=SpanKind.INTERNAL, attributes=attributes))
-        self._head: Sealed | None = None
-
-    def seen(self, events: Sequence[Sealed], /) -> None:
-        super().seen(events)
-        if events:
-            self._head = events[-1]
-
-    def decided(self, decision: Decision, /) -> None:
-        if self.is_recording:
-            _quietly(lambda: self._span.set_attributes(_decision_attributes(decision)))
-
-    def _finish(self, outcome: Outcome | None, error_type: str | None, description: str | None) -> None:
-        span = self._span
-        attributes: dict[str, AttributeValue] = {"cra.action.outcome": outcome or "unknown"}
-        if self._head is not None:
-            attributes["cra.trace.head_hash"] = self._head.event_hash
-            attributes["cra.trace.head_sequence"] = self._head.sequence
-        if error_type is not None:
-            code = "cra.policy_denied" if error_type == "policy_denied" else clean(error_type)
-            attributes["error.type"] = code
-            span.set_status(Status(StatusCode.ERROR, clean(description or code)))
-        span.set_attributes(attributes)
-        span.end()
-
-
-class _ResolutionSpan(_Spanned):
-    def __init__(self, tracer: Tracer, subject: Subject, span_id: str) -> None:
-        attributes: dict[str, AttributeValue] = {
-            "openinference.span.kind": "GUARDRAIL",
-            "gen_ai.agent.name": clean(subject.agent_id),
-            "cra.session.id": subject.session_id,
-            "cra.trace.trace_id": subject.trace_id,
-            "cra.trace.span_id": span_id,
-        }
-        super().__init__(tracer.start_span("carp.resolve", kind=SpanKind.INTERNAL, attributes=attributes))
-
-    def resolved(self, resolution: Resolution, /) -> None:
-        attributes: dict[str, AttributeValue] = {
-            "cra.carp.decision": resolution.decision.type,
-            "cra.carp.resolution_id": resolution.resolution_id,
-            "cra.carp.allowed_count": len(resolution.allowed_actions),
-            "cra.carp.denied_count": len(resolution.denied_actions),
-        }
-        _quietly(lambda: self._span.set_attributes(attributes))
-
-
-def clean(text: str) -> str:
-    """Untrusted text, fit for a span: short, and without lone surrogates, which would lose the whole export."""
-    return text[:MAX_TEXT].encode("utf-8", "replace").decode()
-
-
-def _decision_attributes(decision: Decision) -> dict[str, AttributeValue]:
-    verdict = "allow" if isinstance(decision, Allow) else "require_approval" if isinstance(decision, Ask) else "deny"
-    attributes: dict[str, AttributeValue] = {"cra.decision": verdict}
-    if decision.policy_id is not None:
-        attributes["cra.policy.id"] = clean(decision.policy_id)
-    if decision.shadows:
-        attributes["cra.policy.shadow_ids"] = [clean(shadow.policy_id) for shadow in decision.shadows]
-    return attributes
-
-
-def _session_events(tracer: Tracer, subject: Subject, events: Sequence[Sealed]) -> None:
-    """On the span that is current, else on a short one: no span stays open for as long as a session."""
-    current = trace.get_current_span()
-    if current.is_recording():
-        _add_events(current, events)
-        return
-    attributes: dict[str, AttributeValue] = {
-        "gen_ai.agent.name": clean(subject.agent_id),
-        "cra.session.id": subject.session_id,
-        "cra.trace.trace_id": subject.trace_id,
-    }
-    span = tracer.start_span("cra.session", kind=SpanKind.INTERNAL, attributes=attributes)
-    _add_events(span, events)
-    span.end()
-
-
-def _add_events(span: Span, events: Sequence[Sealed]) -> None:
-    for event in events:
-        span.add_event(event.event_type, _event_attributes(event), timestamp=event.timestamp_us * 1000)
-
-
-def _event_attributes(event: Sealed) -> dict[str, AttributeValue]:
-    return {
-        "cra.trace.event_id": event.event_id,
-        "cra.trace.sequence": event.sequence,
-        "cra.trace.event_hash": event.event_hash,
-        "cra.trace.previous_event_hash": event.previous_event_hash,
-    }
 
 
 def _guarded(make: Callable[..., Operation], *args: object) -> Operation:
@@ -253,10 +116,3 @@ def _guarded(make: Callable[..., Operation], *args: object) -> Operation:
     except Exception:  # a tracer that fails must not cost a call
         _logger.exception("no span could be started")
         return _NOTHING
-
-
-def _quietly(work: Callable[[], object]) -> None:
-    try:
-        work()
-    except Exception:  # telemetry is a copy: it may be lost, a call may not
-        _logger.exception("a span could not be written")

@@ -441,17 +441,21 @@ def test_streams_dropped_after_the_end(runtime: Runtime) -> None:
 def test_a_stream_that_waits_for_a_person_at_the_end() -> None:
     """A session that ends while a stream's approval is pending stays verifiable, and the stream gives nothing."""
 
-    async def approver(pending: Any) -> bool:
-        await asyncio.sleep(0.02)
-        return True
-
     asks = policies({"policy_id": "ask", "type": "require_approval", "actions": ["ticket.list"]})
 
     async def main() -> Session:
+        asked, answered = asyncio.Event(), asyncio.Event()
+
+        async def approver(pending: Any) -> bool:
+            asked.set()
+            await answered.wait()
+            return True
+
         with Runtime(Atlas.from_dict(manifest(policies=asks)), approver=approver) as runtime:
             async with runtime.session() as session:
                 task = asyncio.ensure_future(anext(alisting(3)))
-                await asyncio.sleep(0.005)
+                await asked.wait()
+            answered.set()
             with pytest.raises(SessionEnded):
                 await task
             return session

@@ -118,6 +118,12 @@ def inspect(path: Path) -> tuple[Atlas | None, tuple[Finding, ...]]:
     return (atlas if lock is None else replace(atlas, lock=lock)), more
 
 
+def read_document(path: Path) -> tuple[JsonValue, tuple[Finding, ...]]:
+    """Any YAML or JSON file, read as strictly as an Atlas is, and what is wrong with it."""
+    findings: list[Finding] = []
+    return _read(path, path.name, findings), tuple(findings)
+
+
 def _no_manifest(folder: Path, names: Sequence[str]) -> Finding:
     if names:
         return finding("E001", Place(str(folder), ""), f"{' and '.join(names)}: which one counts?", "keep one of them")

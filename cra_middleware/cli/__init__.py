@@ -15,7 +15,9 @@ from cra_middleware.cli import (
     atlas,
     compare,
     heads,
+    hook,
     keys,
+    lock,
     personal,
     policy_tests,
     prune,
@@ -26,6 +28,7 @@ from cra_middleware.cli import (
 )
 from cra_middleware.cli.check import check
 from cra_middleware.cli.doctor import doctor
+from cra_middleware.cli.mcp_proxy import mcp_proxy
 from cra_middleware.cli.output import complain
 
 app = typer.Typer(
@@ -35,10 +38,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 atlas.app.command("init", short_help="Make a first Atlas.")(sketch.init)
+atlas.app.command("lock", short_help="Hold tools to what they were.")(lock.lock_command)
 atlas.app.command("test", short_help="Run an Atlas's own tests.")(policy_tests.run_tests)
 app.add_typer(atlas.app, name="atlas")
 app.command("check")(check)
 app.command("doctor")(doctor)
+app.command("mcp-proxy")(mcp_proxy)
 trace.app.command("report", short_help="What was decided, counted.")(report.report)
 trace.app.command("learn", short_help="Propose an Atlas from what was called.")(sketch.learn_command)
 trace.app.command("diff", short_help="How one trace differs from another.")(compare.diff_command)
@@ -54,6 +59,7 @@ trace.app.command("import", short_help="Bring sessions in from another store.")(
 app.add_typer(trace.app, name="trace")
 app.add_typer(keys.app, name="keys")
 app.add_typer(approvals.app, name="approvals")
+app.add_typer(hook.app, name="hook")
 
 
 def _version(wanted: bool) -> None:
@@ -85,6 +91,8 @@ def start(
     cra trace head traces/ > kept.head          the signed head, to be kept elsewhere
     cra trace replay traces/ --atlas NEW        decide it all again, by other rules
     cra doctor atlases/support                  see what is not governed
+    cra mcp-proxy --atlas ATLAS -- COMMAND      govern the tools of an MCP server
+    cra hook install claude-code --atlas DIR    govern a coding agent by its own hooks
 
     Whatever tells something takes --format json.
     """

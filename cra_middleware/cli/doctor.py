@@ -13,13 +13,14 @@ from cra_middleware.atlas.loader import Atlas
 from cra_middleware.carp.resolver import Resolver
 from cra_middleware.cli.atlas import load
 from cra_middleware.cli.output import Format, FormatOption, emit, say, stop
-from cra_middleware.cli.tools import tools_from
+from cra_middleware.cli.tools import SOURCES, tools_from
 from cra_middleware.errors import CRAError
 from cra_middleware.policies import Terms, begin_epoch
 
 ENVIRONMENT = {
     "CRA_ATLAS": "the Atlas of commands that are given none",
-    "CRA_APPROVALS": "the store of cra approvals",
+    "CRA_APPROVALS": "the store of cra approvals and cra mcp-proxy",
+    "CRA_TRACE": "where cra mcp-proxy records",
     "OTEL_EXPORTER_OTLP_ENDPOINT": "where configure_otel sends spans",
     "OTEL_SDK_DISABLED": "when true, OpenTelemetry sends nothing; decisions and traces are not affected",
 }
@@ -29,7 +30,7 @@ _STYLES = {"problem": "bold red", "warning": "yellow", "ok": "green"}
 def doctor(
     atlas: Annotated[list[str] | None, typer.Argument(metavar="ATLAS", help="Left out: $CRA_ATLAS.")] = None,
     source: Annotated[
-        str, typer.Option("--from", metavar="FRAMEWORK:MODULE:NAME", help="The tools that an agent has.")
+        str, typer.Option("--from", metavar="SOURCE", help=f"The tools that an agent has: {SOURCES}")
     ] = "",
     project: Annotated[str, typer.Option(metavar="DIR", help="The folder that $PROJECT stands for.")] = ".",
     format: FormatOption = Format.text,
@@ -43,7 +44,7 @@ def doctor(
     """
     paths = atlas or [path for path in (os.environ.get("CRA_ATLAS"),) if path]
     if not paths and not source:
-        raise stop("name an Atlas (or set CRA_ATLAS), and --from FRAMEWORK:MODULE:NAME for the tools", 2)
+        raise stop("name an Atlas (or set CRA_ATLAS), and --from for the tools", 2)
     told = list(_diagnoses([load(path) for path in paths], source, project))
     if format is Format.json:
         emit([{"state": state, "about": about, "message": message} for state, about, message in told])
@@ -69,9 +70,9 @@ def _diagnoses(atlases: list[Atlas], source: str, project: str) -> Iterator[_Tol
             yield "warning", f"{finding.code} {finding.file}#{finding.pointer}", finding.message
     yield from _actions(epoch.resolver)
     if source:
-        framework, tools = tools_from(source)
-        for tool in tools:
-            target = epoch.target_for(tool.name, framework, None)
+        found = tools_from(source)
+        for tool in found.sketches:
+            target = epoch.target_for(tool.name, found.framework, None)
             if target.action_id in epoch.resolver.actions:
                 yield "ok", tool.name, f"is governed as {target.action_id}"
             else:

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from cra_middleware.atlas.lock import NAME, digests, lock_text, renewed
 from cra_middleware.cli.output import say, stop
-from cra_middleware.cli.tools import tools_from
+from cra_middleware.cli.tools import SOURCES, tools_from
 from cra_middleware.cli.trace_files import events_of, intact_files
 from cra_middleware.sketch import ToolSketch, atlas_files, atlas_text, learn
 
@@ -27,22 +28,28 @@ _EXAMPLE = ToolSketch(
 def init(
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Where the Atlas is made.")] = "atlas",
     source: Annotated[
-        str, typer.Option("--from", metavar="FRAMEWORK:MODULE:NAME", help="Tools to write actions for.")
+        str, typer.Option("--from", metavar="SOURCE", help=f"Tools to write actions for: {SOURCES}")
     ] = "",
     atlas_id: Annotated[str, typer.Option("--id", help="The Atlas's id, a reversed domain.")] = "com.example.agent",
 ) -> None:
     """Make a first Atlas: actions with their schemas, the tool map, rules to edit, and a test.
 
-    Everything is denied until you take away the # in front of a rule. --from imports the module: its top level runs.
+    Everything is denied until you take away the # in front of a rule. --from imports the module, or starts the server:
+    what they do at start is done. The tools of an MCP server are locked as they are now (cra atlas lock).
 
     \b
     Example:  cra atlas init atlas --from langchain:my_agent:tools
+              cra atlas init atlas --from "mcp:npx -y @modelcontextprotocol/server-filesystem ."
+              cra atlas init atlas --from openapi:petstore.yaml
               cra atlas validate atlas && cra atlas test atlas
 
     Exit code: 0, 1 when a file exists already or the tools cannot be read, 2 for wrong usage.
     """
-    tools = tools_from(source)[1] if source else [_EXAMPLE]
+    found = tools_from(source) if source else None
+    tools = found.sketches if found is not None else [_EXAMPLE]
     files = {Path(folder) / name: text for name, text in atlas_files(tools, "What an agent may do", atlas_id).items()}
+    if found is not None and found.framework == "mcp":
+        files[Path(folder) / NAME] = lock_text(renewed(None, found.source, digests(found.described)))
     there = [path for path in (*files, Path(folder) / "atlas.json") if path.exists()]
     if there:
         raise stop(f"{there[0]} is there already; name another folder", 1)

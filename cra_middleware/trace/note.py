@@ -17,9 +17,6 @@ from base64 import b64decode, b64encode
 from hashlib import sha256
 from typing import NamedTuple
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-
 from cra_middleware.errors import TraceError
 from cra_middleware.trace.tree import EMPTY_ROOT, HASH_BYTES, MAX_SIZE
 
@@ -92,6 +89,8 @@ class VerifierKey:
         Raises:
             ValueError: when the name or the key has not its form.
         """
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey  # most runtimes sign nothing
+
         check_name(name)
         self.name = name
         self.key_id = sha256(name.encode() + b"\n" + _ED25519 + public).digest()[:4]
@@ -125,6 +124,8 @@ class VerifierKey:
 
     def verify(self, text: bytes, signature: bytes) -> bool:
         """Whether ``signature`` is this key's over ``text``."""
+        from cryptography.exceptions import InvalidSignature
+
         try:
             self._key.verify(signature, text)
         except InvalidSignature:
@@ -146,6 +147,8 @@ class Signer:
         Raises:
             ValueError: when the name or the seed has not its form.
         """
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
         self._seed = seed
         self._key = Ed25519PrivateKey.from_private_bytes(seed)
         self.verifier = VerifierKey(name, self._key.public_key().public_bytes_raw())

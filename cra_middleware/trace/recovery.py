@@ -9,15 +9,19 @@ disk, whole events behind the damage count as proof that it had.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cra_middleware._clock import parse_us
 from cra_middleware.errors import ChainBroken
 from cra_middleware.trace.chain import Problem, Verifier
 from cra_middleware.trace.event import Event
+from cra_middleware.trace.let_run import Untold
 from cra_middleware.trace.profiles import MalformedError, read
+from cra_middleware.trace.shared import Position
 from cra_middleware.trace.sink import SessionLog, Torn
-from cra_middleware.trace.writer import Position
+
+POLICY_CHANGED = "policy_changed"
+"""The ``error_code`` of a session that goes on under other policies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,10 @@ class Reopened:
     """How many tools ran."""
     end: Position
     torn: Torn | None
+    untold: Untold = field(default_factory=Untold)
+    """Calls that were let run, and whose outcome is not there."""
+    resolved: Event | None = None
+    """The last ``carp.resolution.completed``, when the policies were never changed."""
 
 
 def reopen(log: SessionLog, session_id: str) -> Reopened:
@@ -45,6 +53,9 @@ def reopen(log: SessionLog, session_id: str) -> Reopened:
     offset, actions = 0, 0
     first: Event | None = None
     request: Event | None = None
+    resolved: Event | None = None
+    is_changed = False
+    untold = Untold()
     problem: Problem | None = None
     for line in log.lines():
         if problem is not None:
@@ -60,6 +71,12 @@ def reopen(log: SessionLog, session_id: str) -> Reopened:
         first = first or outcome
         if outcome.event_type == "carp.request.received":
             request = outcome
+        elif outcome.event_type == "carp.resolution.completed":
+            resolved = outcome
+        elif outcome.event_type == "error.occurred":
+            is_changed |= outcome.payload.get("error_code") == POLICY_CHANGED
+        else:
+            untold.add(outcome)
         actions += outcome.event_type in ("action.executed", "action.failed")
     last = chain.last
     if first is None or last is None:
@@ -73,7 +90,8 @@ def reopen(log: SessionLog, session_id: str) -> Reopened:
         )
     torn = log.set_aside(offset)
     end = Position(last.sequence + 1, offset, last.event_hash, parse_us(last.timestamp))
-    return Reopened(first, request, actions, end, torn if torn.size else None)
+    known = None if is_changed else resolved
+    return Reopened(first, request, actions, end, torn if torn.size else None, untold, known)
 
 
 def _refuse_changed(line: bytes, problem: Problem, session_id: str, durable: int | None) -> None:

@@ -8,7 +8,9 @@ what it likes, and never raises into a call. *Kept* means that the event survive
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from cra_middleware.errors import SinkError
 
 
 class Torn(NamedTuple):
@@ -76,6 +78,23 @@ class SessionLog(Protocol):
 
     def close(self) -> None:
         """Make durable and let go of the log; another writer may open it then."""
+        ...
+
+
+class MovedError(SinkError):
+    """Another writer's events stand where these were to go: nothing was kept; read on from there."""
+
+
+@runtime_checkable
+class SharedLog(SessionLog, Protocol):
+    """A log that several processes write at once. ``append`` raises ``MovedError`` instead of cutting anything off."""
+
+    def lines_from(self, offset: int, /) -> Iterator[bytes]:
+        """Every line from byte ``offset`` on.
+
+        Raises:
+            SinkError: when they cannot be read.
+        """
         ...
 
 

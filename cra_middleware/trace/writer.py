@@ -12,21 +12,25 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from operator import is_
 from typing import NamedTuple
 
 from cra_middleware._clock import Clock, timestamp_text, writable_us
 from cra_middleware._fork import tell_child
 from cra_middleware._ids import new_id
 from cra_middleware.errors import SinkError
-from cra_middleware.trace.event import GENESIS, EventType, Sealed, seal
+from cra_middleware.trace.event import Event, EventType, Sealed, seal
 from cra_middleware.trace.payloads import render
 from cra_middleware.trace.profiles import MAX_LINE_BYTES
-from cra_middleware.trace.sink import SessionLog
+from cra_middleware.trace.shared import EndedElsewhereError, Follow, Position, read_on
+from cra_middleware.trace.sink import MovedError, SessionLog, SharedLog
 
 RETRY_SECONDS = 0.02
 """Between two tries of a write that may go through."""
+MAX_UNSURE = 64
+"""Tries that are remembered, of which nobody knows whether they were kept."""
 
 
 class Entry(NamedTuple):
@@ -40,20 +44,25 @@ class Entry(NamedTuple):
     timestamp_us: int
 
 
-class Position(NamedTuple):
-    """The end of a chain: where the next event goes."""
+class _Try(NamedTuple):
+    """A batch that was handed to a shared log, which said that it was not kept."""
 
-    sequence: int = 0
-    offset: int = 0
-    head_hash: str = GENESIS
-    timestamp_us: int = 0
+    batch: tuple[Entry, ...]
+    sealed: list[Sealed]
+    found: list[Event]
+    """Its events, as they stand in the log all the same."""
 
 
 class ChainWriter:
     """Seals events and keeps them, one chain however many threads."""
 
     def __init__(
-        self, log: SessionLog, clock: Clock, session_id: str, trace_id: str, end: Position | None = None
+        self,
+        log: SessionLog,
+        clock: Clock,
+        session_id: str,
+        trace_id: str,
+        end: Position | None = None,
     ) -> None:
         self.session_id = session_id
         self.trace_id = trace_id
@@ -66,6 +75,9 @@ class ChainWriter:
         self._owed: deque[Entry] = deque()
         self._paid: Sequence[Entry] = ()  # owed entries that are kept already, to be dropped from the queue
         self._missed = 0
+        self._follow: Follow = _ignore
+        self._is_over = False  # another process has ended the session
+        self._unsure: list[_Try] = []  # those that may be kept although we were told that they are not
         tell_child(self)
 
     def forked(self) -> None:
@@ -73,6 +85,10 @@ class ChainWriter:
         self._lock = threading.Lock()
         self._holder = 0
         self._owed = deque()
+
+    def heard_by(self, follow: Follow) -> None:
+        """Let ``follow`` hear what other processes append, where the log is one that several write."""
+        self._follow = follow
 
     @property
     def end(self) -> Position:
@@ -89,13 +105,26 @@ class ChainWriter:
         self._last_us = us
         return us
 
-    def write(self, *entries: Entry) -> Sequence[Sealed]:
+    def write(self, *entries: Entry, only_if: Callable[[], None] | None = None) -> Sequence[Sealed]:
         """Keep everything owed, then ``entries``: all of it or nothing.
+
+        ``only_if`` raises when they must not be kept any more; it is asked again after other processes wrote.
 
         Raises:
             SinkError: when the log did not keep them; the chain is as before.
         """
-        return self._write(entries, owe=False)
+        return self._write(entries, owe=False, only_if=only_if)
+
+    def refresh(self) -> None:
+        """Read on in a log that several write.
+
+        Raises:
+            ChainBroken: when it was changed.
+            SinkError: when it cannot be read, or another process ended the session.
+        """
+        if isinstance(self._log, SharedLog):
+            with self._lock:
+                self._read_on()
 
     def owe(self, entry: Entry) -> None:
         """Keep ``entry`` with the next write. Takes no lock, so a finaliser may call it."""
@@ -118,7 +147,9 @@ class ChainWriter:
         """Keep ``entry`` now, or owe it: for an outcome, which has happened whether or not it can be kept."""
         return self._write((entry,), owe=True)
 
-    def write_until(self, deadline_seconds: float, *entries: Entry) -> Sequence[Sealed]:
+    def write_until(
+        self, deadline_seconds: float, *entries: Entry, only_if: Callable[[], None] | None = None
+    ) -> Sequence[Sealed]:
         """As ``write``, and again for ``deadline_seconds`` while the log says that it may go through. Blocks.
 
         Raises:
@@ -127,7 +158,7 @@ class ChainWriter:
         waited = 0.0
         while True:
             try:
-                return self.write(*entries)
+                return self.write(*entries, only_if=only_if)
             except SinkError as error:
                 if not error.is_transient or waited >= deadline_seconds:
                     raise
@@ -152,7 +183,9 @@ class ChainWriter:
         """How many events a copy elsewhere has confirmed."""
         return self._log.witnessed_events
 
-    def _write(self, entries: Sequence[Entry], owe: bool) -> Sequence[Sealed]:
+    def _write(
+        self, entries: Sequence[Entry], owe: bool, only_if: Callable[[], None] | None = None
+    ) -> Sequence[Sealed]:
         me = threading.get_ident()
         # A finaliser that calls a tool in the middle of a write would wait for itself.
         if self._holder == me and self._lock.locked():
@@ -163,7 +196,7 @@ class ChainWriter:
             before = self._end
             self._holder = me
             try:
-                return self._keep(entries)
+                return self._keep(entries, only_if)
             except BaseException as error:  # an interrupt, too, must not lose what has happened
                 if self._end is before:
                     if owe:
@@ -179,7 +212,7 @@ class ChainWriter:
         with suppress(SinkError):  # then the log is failed, and counts nothing any more
             self._log.append(end.offset, b"", end.sequence)
 
-    def _keep(self, entries: Sequence[Entry]) -> Sequence[Sealed]:
+    def _keep(self, entries: Sequence[Entry], only_if: Callable[[], None] | None) -> Sequence[Sealed]:
         if self._paid:
             self._drop_paid()
         # by index, because a finaliser may append meanwhile
@@ -190,10 +223,37 @@ class ChainWriter:
             batch = (self._gap(missed, batch[0].span_id), *batch)
         if not batch:  # another thread has settled it
             return ()
-        sequence, offset, head, _ = self._end
+        self._check_over()
+        while True:
+            kept = self._kept_before(batch)
+            if kept is not None:
+                sealed, end = kept, self._end
+                break
+            if only_if is not None:
+                only_if()
+            data, sealed, end = self._sealed(batch)
+            try:
+                self._log.append(self._end.offset, data, end.sequence)
+                break
+            except MovedError:
+                self._read_on()
+            except SinkError:
+                if isinstance(self._log, SharedLog):  # the connection may have broken behind the commit
+                    self._unsure = [*self._unsure[-MAX_UNSURE:], _Try(tuple(batch), sealed, [])]
+                raise
+        # One statement, so that no interrupt comes between: what is kept must not be owed any more.
+        self._end, self._paid, self._missed = end, owed, self._missed - missed
+        if owed:
+            self._drop_paid()
+        return sealed
+
+    def _sealed(self, batch: Sequence[Entry]) -> tuple[bytes, list[Sealed], Position]:
+        """The lines of a batch, linked to the end as we know it."""
+        sequence, offset, head, last_us = self._end
         lines: list[str] = []
         sealed: list[Sealed] = []
         for span_id, parent, event_type, payload, us in batch:
+            last_us = max(us, last_us)
             event_id = new_id()
             line, event_hash = seal(
                 event_id,
@@ -202,27 +262,53 @@ class ChainWriter:
                 parent,
                 self.session_id,
                 sequence,
-                timestamp_text(us),
+                timestamp_text(last_us),
                 event_type,
                 payload,
                 head,
             )
             lines.append(line)
-            sealed.append(Sealed(event_type, event_id, sequence, event_hash, head, payload, us))
+            sealed.append(Sealed(event_type, event_id, sequence, event_hash, head, payload, last_us))
             sequence, head = sequence + 1, event_hash
         data = "".join(lines).encode()
         if len(data) > MAX_LINE_BYTES and any(len(line.encode()) > MAX_LINE_BYTES for line in lines):
             raise SinkError(f"an event is longer than {MAX_LINE_BYTES} bytes, which no reader takes")
-        self._log.append(offset, data, sequence)
-        # One statement, so that no interrupt comes between: what is kept must not be owed any more.
-        self._end, self._paid, self._missed = (
-            Position(sequence, offset + len(data), head, batch[-1].timestamp_us),
-            owed,
-            self._missed - missed,
-        )
-        if owed:
-            self._drop_paid()
-        return sealed
+        return data, sealed, Position(sequence, offset + len(data), head, last_us)
+
+    def _read_on(self) -> None:
+        """Read what others wrote, and find out which of our own tries were kept after all."""
+        tries = {item.event_id: one for one in self._unsure for item in one.sealed}
+
+        def take(event: Event) -> None:
+            known = tries.get(event.event_id)
+            if known is not None:
+                known.found.append(event)
+            else:
+                self._is_over |= event.event_type == "session.ended"
+                self._follow(event)
+
+        self._end = read_on(self._log, self.session_id, self._end, take)
+        self._check_over()
+
+    def _check_over(self) -> None:
+        if self._is_over:
+            raise EndedElsewhereError(f"session {self.session_id} was ended by another process; nothing may follow")
+
+    def _kept_before(self, batch: Sequence[Entry]) -> list[Sealed] | None:
+        """The batch as it stands in the log, when an earlier try of it was kept.
+
+        What was kept of tries that nobody makes any more is another's event to us, like those of other processes.
+        """
+        if not self._unsure:
+            return None
+        found = [one for one in self._unsure if one.found]
+        self._unsure = [one for one in self._unsure if not one.found]
+        for one in found:
+            if len(one.batch) == len(batch) and all(map(is_, one.batch, batch)):
+                return one.sealed
+            for event in one.found:
+                self._follow(event)
+        return None
 
     def _gap(self, missed: int, span_id: str) -> Entry:
         message = f"{missed} events are missing here: the log could not be kept, and calls were let run all the same"
@@ -234,3 +320,7 @@ class ChainWriter:
             if self._owed and self._owed[0] is entry:
                 self._owed.popleft()
         self._paid = ()
+
+
+def _ignore(event: Event) -> None:
+    """Where a log has one writer, nobody else's events come."""

@@ -904,3 +904,39 @@ def test_json_schema_tools_without_properties(governor: Runtime) -> None:
     agent = create_agent(model([("lookup", {})]), [bare], middleware=[CRAMiddleware(governor)])
     (message,) = tool_messages(run(agent, "invoke"))
     assert (message.status, RAN) == ("success", [("bare",)])
+
+
+@pytest.mark.parametrize("distribution", ["langchain", "langchain-core", "langgraph"])
+def test_an_old_version_is_refused(governor: Runtime, monkeypatch: pytest.MonkeyPatch, distribution: str) -> None:
+    """Nothing looks governed with a version that was never tried."""
+    from cra_middleware import seams
+
+    found = seams.version
+    monkeypatch.setattr(seams, "version", lambda name: "1.0" if name == distribution else found(name))
+    for govern in (lambda: CRAMiddleware(governor), lambda: govern_tools([lookup], governor)):
+        with pytest.raises(RuntimeError, match=f"{distribution} 1.0 is too old"):
+            govern()
+
+
+def test_a_lost_hook_is_refused(governor: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor with one that has no hook any more."""
+    monkeypatch.delattr(AgentMiddleware, "awrap_tool_call")
+    with pytest.raises(RuntimeError, match=r"AgentMiddleware\.awrap_tool_call"):
+        CRAMiddleware(governor)
+
+
+def test_a_tool_that_changed_is_denied_and_hidden(tmp_path: Path) -> None:
+    """``atlas.lock`` is held to what ``describe_tools`` says, and that is what is decided by."""
+    from cra_adapters.langchain import describe_tools
+    from cra_middleware.atlas.lock import Lock, digests, lock_text
+
+    (tmp_path / "atlas.json").write_text(json.dumps(ATLAS))
+    known = digests(describe_tools([lookup, Plain()]))
+    (tmp_path / "atlas.lock").write_text(lock_text(Lock({"langchain": {**known, "lookup": "0" * 64}})))
+    with Runtime(tmp_path) as runtime:
+        scripted = model([("plain", {}), ("lookup", {"ticket_id": "T"})])
+        agent = create_agent(scripted, [lookup, Plain()], middleware=[CRAMiddleware(runtime)])
+        messages = tool_messages(run(agent, "invoke"))
+    assert [message.status for message in messages] == ["success", "error"]
+    assert "has changed" in messages[1].content
+    assert scripted.shown[0] == ["plain"]

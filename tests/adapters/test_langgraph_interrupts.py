@@ -15,9 +15,9 @@ from langchain.agents import create_agent
 from langchain_core.messages import AIMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
-from langgraph.types import Command
+from langgraph.types import Command, Send
 
-from cra_adapters.langchain import AskByInterrupt, CRAMiddleware, govern_tools
+from cra_adapters.langchain import AskByInterrupt, CRAMiddleware, govern_tools, governed_tool_node
 from cra_middleware import Atlas, CallRefused, Runtime, governed, verify
 from tests.adapters.test_langchain import ATLAS, RAN, apay, lookup, model, node_graph, pay, run, tool_messages
 
@@ -233,3 +233,47 @@ def test_a_question_that_nobody_remembers(tmp_path: Path) -> None:
         state = run(agent_of(second, saver=saver), "invoke", CONFIG, Command(resume=True))
     assert RAN == []
     assert "another question" in str(tool_messages(state)[-1].content)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_no_is_remembered(runtime: Runtime, elsewhere: bool, alone: bool) -> None:
+    """The same call again, after a person's no, is refused with the reason that was given, and stops no run."""
+    turns = ([ASKED], [ASKED], [("pay", {"order_id": "A-1", "amount": 61})])
+    saver = InMemorySaver()
+    agent = agent_of(runtime, *turns, saver=saver)
+    if alone:
+        agent = create_agent(model(*turns), govern_tools([pay], runtime), checkpointer=saver)
+    (question,) = questions(run(agent, "invoke", CONFIG))
+    answer: Any = {"approved": False, "by": "ann", "reason": "Not before Monday."}
+    if elsewhere:
+        runtime.approvals.reject(question["approval_id"], by="ann", reason="Not before Monday.")
+        answer = True  # what the run is resumed with is no answer then
+    stopped = run(agent, "invoke", CONFIG, Command(resume=answer))
+    assert RAN == []
+    assert ["Not before Monday" in str(message.content) for message in tool_messages(stopped)] == [True, True]
+    (other,) = questions(stopped)  # another call is another question
+    assert other["arguments"]["amount"] == 61
+    run(agent, "invoke", CONFIG, Command(resume=True))
+    assert RAN == [("pay", "A-1", 61.0)]
+
+
+@pytest.mark.parametrize("mode", ["invoke", "ainvoke"])
+def test_a_node_that_is_sent_each_call(runtime: Runtime, mode: str) -> None:
+    """With ``Send``, as create_agent does it, a call that waits does not run its siblings a second time."""
+    graph = StateGraph(MessagesState)
+    graph.add_node("ask", lambda state: {})
+    graph.add_node("tools", governed_tool_node([pay, apay, lookup], runtime))
+    graph.add_edge(START, "ask")
+    graph.add_conditional_edges(
+        "ask", lambda state: [Send("tools", [call]) for call in state["messages"][-1].tool_calls], ["tools"]
+    )
+    compiled = graph.compile(checkpointer=InMemorySaver())
+    calls = [
+        {"name": "pay", "args": ASKED[1], "id": "c1", "type": "tool_call"},
+        {"name": "lookup", "args": {"ticket_id": "T"}, "id": "c2", "type": "tool_call"},
+    ]
+    state = run(compiled, mode, CONFIG, {"messages": [AIMessage("", tool_calls=calls)]})
+    assert len(questions(state)) == 1
+    run(compiled, mode, CONFIG, Command(resume=True))
+    assert RAN == [("lookup", "T"), ("pay", "A-1", 60.0)]

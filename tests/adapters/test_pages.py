@@ -15,6 +15,14 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs" / "frameworks").glob("*.md"))
 
 
+def is_installed(module: str) -> bool:
+    """Whether it can be imported; what stands above it may be missing, too."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_page(page: Path, tmp_path: Path) -> None:
     """Each block is a program of its own, started where the examples are."""
@@ -22,7 +30,7 @@ def test_page(page: Path, tmp_path: Path) -> None:
     needs = re.match(r"<!-- needs: ([\w. ]+) -->\n", text)
     assert needs, 'the first line says what the page needs: <!-- needs: module -->, or "nothing"'
     for module in needs[1].split():
-        if module != "nothing" and importlib.util.find_spec(module.partition(".")[0]) is None:
+        if module != "nothing" and not is_installed(module):
             pytest.skip(f"{module} is not installed")
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     assert blocks or needs[1] == "nothing", "a page shows how it is done"

@@ -11,8 +11,10 @@ from uuid import UUID
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.tools import StructuredTool
 
-from cra_adapters.langchain.tools import FRAMEWORK, SharedSession
+from cra_adapters.langchain.inside import agent_of, thread_of
+from cra_adapters.langchain.tools import FRAMEWORK
 from cra_middleware import CallRefused, Runtime
+from cra_middleware.enforcement import EnforcementPoint
 
 
 class CRACallbackHandler(BaseCallbackHandler):
@@ -44,9 +46,7 @@ class CRACallbackHandler(BaseCallbackHandler):
                 f"policies look at arguments ({', '.join(policies)}), and a callback sees them before the tool's own "
                 "parsing and defaults; use CRAMiddleware(runtime), or govern_tools(tools, runtime)"
             )
-        self._runtime = runtime
-        self._actions = actions
-        self._sessions = SharedSession(runtime)
+        self._point = EnforcementPoint(runtime, FRAMEWORK, actions=actions)
         self._open: dict[UUID, Any] = {}
         _prove_that_raising_stops_a_tool()
 
@@ -66,9 +66,12 @@ class CRACallbackHandler(BaseCallbackHandler):
     ) -> None:
         name = str((serialized or {}).get("name") or kwargs.get("name") or "unnamed")
         arguments = inputs if isinstance(inputs, dict) else {"input": input_str}
-        target = self._runtime.target_for(name, FRAMEWORK, actions=self._actions)
-        call = target.call(f"{FRAMEWORK}.{name}", arguments, kwargs.get("tool_call_id"))
-        self._open[run_id] = self._sessions.get().begin(call)
+        told = kwargs.get("metadata") or {}
+        config = {"metadata": told, "configurable": told}  # LangChain copies the thread's id there
+        call = self._point.tool(name).call(
+            arguments, call_id=kwargs.get("tool_call_id"), agent=agent_of(config), run=thread_of(config)
+        )
+        self._open[run_id] = call.begin()
 
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
         call = self._open.pop(run_id, None)

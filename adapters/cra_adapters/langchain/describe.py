@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,7 +10,9 @@ from langchain_core.tools import BaseTool, Tool
 from pydantic import BaseModel, TypeAdapter
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticSchemaGenerationError, PydanticUserError
 
-from cra_adapters.langchain.tools import body_of, decided_parameters
+from cra_adapters.langchain.bodies import body_of, decided_parameters
+
+_KNOWN: dict[int, tuple[weakref.ref[BaseTool], object, dict[str, Any] | None]] = {}
 
 
 def describe_tools(found: Any) -> list[tuple[str, str, dict[str, Any] | None]]:
@@ -27,8 +30,18 @@ def describe_tools(found: Any) -> list[tuple[str, str, dict[str, Any] | None]]:
     for tool in several:
         if not isinstance(tool, BaseTool):
             raise TypeError(f"{type(tool).__name__} is no LangChain tool; name a list of tools")
-        described.append((tool.name, tool.description, _schema(tool)))
+        described.append((tool.name, tool.description, schema_of(tool)))
     return described
+
+
+def schema_of(tool: BaseTool) -> dict[str, Any] | None:
+    """The JSON Schema of what is decided about calls of a tool; worked out once for each tool."""
+    key = id(tool)
+    known = _KNOWN.get(key)
+    if known is None or known[0]() is not tool or known[1] is not tool.args_schema:
+        known = (weakref.ref(tool, lambda _: _KNOWN.pop(key, None)), tool.args_schema, _schema(tool))
+        _KNOWN[key] = known
+    return known[2]
 
 
 def _schema(tool: BaseTool) -> dict[str, Any] | None:

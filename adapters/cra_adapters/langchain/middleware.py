@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Final, Literal, NotRequired
+from uuid import uuid4
 
 from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse
 from langchain.agents.middleware.types import PrivateStateAttr
@@ -16,21 +16,14 @@ from langgraph.errors import GraphBubbleUp
 from langgraph.prebuilt.tool_node import ToolCallRequest
 from langgraph.types import Command
 
+from cra_adapters.langchain.inside import UNGOVERNED, agent_of, thread_of
 from cra_adapters.langchain.interrupts import AskByInterrupt
-from cra_adapters.langchain.tools import FRAMEWORK, GovernedTool, body_of, declared_action, tool_name
-from cra_middleware import (
-    CallRefused,
-    ChainBroken,
-    NoActiveSession,
-    Runtime,
-    Session,
-    SinkError,
-    Target,
-    ToolCall,
-    current_session,
-)
+from cra_adapters.langchain.tools import FRAMEWORK, GovernedTool, described, require_langchain
+from cra_middleware import CallRefused, ChainBroken, NoActiveSession, Runtime, Session, SinkError, current_session
+from cra_middleware.enforcement import EnforcementPoint, GovernedCall
 
-SESSION_KEY = "cra_session_id"
+SESSION_KEY: Final = "cra_session_id"
+_HOOKS = ("wrap_tool_call", "awrap_tool_call", "wrap_model_call", "before_agent", "after_agent")
 
 
 class CRAState(AgentState[Any]):
@@ -50,12 +43,13 @@ class CRAMiddleware(AgentMiddleware[CRAState, Any, Any]):
         actions: Mapping[str, str] | None = None,
         session: Literal["thread", "run"] = "thread",
         *,
-        agent_id: str = "langchain-agent",
+        agent_id: str | None = None,
         goal: str = "Answer the user with the tools of this agent",
         hide_denied: bool = True,
         inject_context: bool = True,
         tool_errors: Literal["message", "raise"] = "message",
         interrupt: bool = True,
+        subagents: Literal["governed", "any"] = "governed",
     ) -> None:
         """Govern with ``runtime``.
 
@@ -64,12 +58,14 @@ class CRAMiddleware(AgentMiddleware[CRAState, Any, Any]):
             session: ``thread`` keeps one session per thread id, over invocations, interrupts and failures, and
                 ``runtime.close()`` detaches it; ``run``, and a call without a thread id, makes one per invocation.
                 Inside ``with runtime.session(...)`` that session governs instead.
-            agent_id: how policies and the trace name this agent.
+            agent_id: how policies and the trace name an agent that ``create_agent`` was given no ``name`` for.
             goal: the operator's sentence, recorded in the trace. Never a user's message.
             hide_denied: tools that no call could be allowed to use are not shown to the model.
             inject_context: the Atlas's documents are added to the system prompt.
             interrupt: where the runtime has no approver and the agent a checkpointer, a call that needs a person
                 stops the run, which goes on with ``Command(resume=...)``; else the model is told to wait.
+            subagents: what a model calls inside one of this agent's tools has to be governed as well, or it does not
+                run, and the trace notes an ``ungoverned_tool``; ``any`` lets it.
             tool_errors: whether a tool's own exception comes back to the model as an error message, or is raised.
 
         Raises:
@@ -79,34 +75,35 @@ class CRAMiddleware(AgentMiddleware[CRAState, Any, Any]):
         super().__init__()
         if session not in ("thread", "run"):
             raise ValueError(f"session must be 'thread' or 'run', not {session!r}")
-        _assert_seams()
+        require_langchain({AgentMiddleware: _HOOKS, ToolCallRequest: ("override",)})
         self._runtime = runtime
-        self._actions = actions
+        self._point = EnforcementPoint(runtime, FRAMEWORK, actions=actions, agent_id=agent_id, goal=goal)
         self._mode = session
-        self._agent_id = agent_id
-        self._goal = goal
         self._hide_denied = hide_denied
         self._inject_context = inject_context
         self._tool_errors = tool_errors
+        self._lets_others = subagents == "any"
         self._approver = AskByInterrupt(one_call_per_task=True) if interrupt else None
-        self._lock = threading.Lock()
-        self._threads: dict[str, str] = {}
-        self._runs: set[str] = set()
+        self._runs: dict[str, str] = {}
 
     def before_agent(self, state: CRAState, runtime: Any) -> dict[str, Any] | None:
-        thread_id = get_config().get("configurable", {}).get("thread_id")
-        return {"cra_session_id": self._open(state.get("cra_session_id"), thread_id).id}
+        config = get_config()
+        thread = thread_of(config)
+        keep = self._mode == "thread" and thread is not None
+        run = thread if keep and thread is not None else uuid4().hex
+        kept = state.get(SESSION_KEY) if keep else None
+        session = self._point.session(run=run, agent=agent_of(config), kept=kept, keep=keep)
+        if not keep and not self._is_inside():
+            self._runs[session.id] = run
+        return {SESSION_KEY: session.id}
 
     async def abefore_agent(self, state: CRAState, runtime: Any) -> dict[str, Any] | None:
         return self.before_agent(state, runtime)
 
     def after_agent(self, state: CRAState, runtime: Any) -> dict[str, Any] | None:
-        session_id = state.get("cra_session_id", "")
-        if session_id in self._runs:
-            self._runs.discard(session_id)
-            session = self._runtime.find(session_id)
-            if session is not None:
-                session.end()
+        run = None if self._is_inside() else self._runs.pop(state.get(SESSION_KEY, ""), None)
+        if run is not None:
+            self._point.end(run, can_wait=False)
         return None
 
     async def aafter_agent(self, state: CRAState, runtime: Any) -> dict[str, Any] | None:
@@ -144,29 +141,24 @@ class CRAMiddleware(AgentMiddleware[CRAState, Any, Any]):
     ) -> ModelResponse[Any]:
         return await handler(self._prompt(request))
 
-    def find_session(self, state: Any) -> Session:
+    @property
+    def point(self) -> EnforcementPoint:
+        """Where this agent's tools meet the runtime."""
+        return self._point
+
+    def find_session(self, state: Any, config: Mapping[str, Any]) -> Session:
         """The session that governs a call made in ``state``.
 
         Raises:
-            CallRefused: when there is none: outside ``create_agent``, wrap the tools with ``govern_tools``.
+            CallRefused: when there is none, or it is over.
         """
-        session_id = state.get("cra_session_id") if isinstance(state, Mapping) else None
-        if isinstance(session_id, str):
-            try:
-                return self._runtime.find(session_id) or self._runtime.resume(
-                    session_id, keep=session_id not in self._runs
-                )
-            except (ChainBroken, SinkError) as error:
-                raise NoActiveSession(f"the session of this thread cannot go on: {error}") from error
-        current = current_session()
-        if current is None or self._runtime.find(current.id) is not current:
-            raise NoActiveSession("no session governs this call; outside create_agent, use govern_tools")
-        return current
-
-    def target_of(self, name: str, tool: BaseTool | None) -> Target:
-        """What a tool stands for."""
-        declared = None if tool is None else declared_action(tool)
-        return self._runtime.target_for(name, FRAMEWORK, actions=self._actions, declared=declared)
+        session_id = state.get(SESSION_KEY) if isinstance(state, Mapping) else None
+        if not isinstance(session_id, str):  # a run that began before this agent was governed
+            return self._point.session(run=thread_of(config), agent=agent_of(config))
+        try:
+            return self._runtime.find(session_id) or self._runtime.resume(session_id, keep=session_id not in self._runs)
+        except (ChainBroken, SinkError) as error:
+            raise NoActiveSession(f"the session of this thread cannot go on: {error}") from error
 
     @property
     def approver(self) -> AskByInterrupt | None:
@@ -174,41 +166,27 @@ class CRAMiddleware(AgentMiddleware[CRAState, Any, Any]):
         return self._approver
 
     @property
+    def lets_others(self) -> bool:
+        """Whether a model inside a tool may call what nothing governs."""
+        return self._lets_others
+
+    @property
     def returns_tool_errors(self) -> bool:
         """Whether a tool's own exception comes back as a message."""
         return self._tool_errors == "message"
 
-    def _open(self, known: str | None, thread_id: str | None) -> Session:
+    def _is_inside(self) -> bool:
+        """Whether this agent runs in a session of somebody else's: an explicit one, or that of a tool it is run by."""
         current = current_session()
-        if current is not None and self._runtime.find(current.id) is current:
-            return current
-        with self._lock:
-            if self._mode == "run" or thread_id is None:
-                session = self._runtime.session(self._agent_id, self._goal)
-                self._runs.add(session.id)
-                return session
-            known = known or self._threads.get(thread_id)
-            session_or_none = None if known is None else self._resumed(known)
-            session = session_or_none or self._runtime.session(
-                self._agent_id, self._goal, external_id=thread_id, keep=True
-            )
-            self._threads[thread_id] = session.id
-            return session
-
-    def _resumed(self, session_id: str) -> Session | None:
-        """The thread's session; None when it was ended or cannot go on, so that a new one is begun."""
-        try:
-            return self._runtime.find(session_id) or self._runtime.resume(session_id, keep=True)
-        except (ChainBroken, SinkError):
-            return None
+        return current is not None and self._runtime.find(current.id) is current
 
     def _prompt(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
-        session = self.find_session(request.state)
+        session = self.find_session(request.state, get_config())
         if self._hide_denied:
             shown = [
                 tool
                 for tool in request.tools
-                if not isinstance(tool, BaseTool) or session.can_reach(self.target_of(tool.name, tool).action_id)
+                if not isinstance(tool, BaseTool) or described(self._point, _inner(tool)).is_shown(session)
             ]
             if len(shown) != len(request.tools):
                 request = request.override(tools=shown)
@@ -222,17 +200,16 @@ class _Gate:
     """One passage through the hook: puts the governed tool in place, and judges what came back."""
 
     def __init__(self, middleware: CRAMiddleware, request: ToolCallRequest) -> None:
-        tool = request.tool.inner if isinstance(request.tool, GovernedTool) else request.tool
         self._middleware = middleware
         self._call = request.tool_call
-        self._tool = tool
+        self._tool = None if request.tool is None else _inner(request.tool)
         self._state = request.state
-        self._target = middleware.target_of(self._call["name"], tool)
+        self._config = getattr(request.runtime, "config", None) or {}
         self._governed: GovernedTool | None = None
         self.request = request
-        if tool is not None:
+        if self._tool is not None:
             self._governed = GovernedTool(
-                tool, self._target, lambda: middleware.find_session(self._state), middleware.approver
+                self._tool, middleware.point, self._session, middleware.approver, middleware.lets_others
             )
             self.request = request.override(tool=self._governed)
 
@@ -241,24 +218,22 @@ class _Gate:
 
     def missing(self) -> ToolMessage:
         """The model named a tool that is not there: decided and recorded like any other."""
-        session = self._middleware.find_session(self._state)
 
         def no_tool() -> ToolMessage:
             raise LookupError(f"there is no tool named {self._call['name']!r}")
 
-        return session.run(self._frozen(), no_tool)
+        return self._asked().run(no_tool)
 
     def after(self, result: ToolMessage | Command[Any]) -> ToolMessage | Command[Any]:
         """What the model sees: the result, when it came through a decision."""
         if self._governed is None or self._governed.decided:
             kept: ToolMessage | Command[Any] = _keep_session(result)
             return kept
-        session = self._middleware.find_session(self._state)
         if isinstance(result, ToolMessage) and result.status == "error":
-            session.reject(self._frozen(), "the framework refused the arguments before the tool was reached")
+            self._asked().reject("the framework refused the arguments before the tool was reached")
             return result
         name = self._call["name"]
-        session.note("ungoverned_tool", f"a middleware after CRAMiddleware ran something in place of {name[:200]}")
+        self._session().note(UNGOVERNED, f"a neighbour of CRAMiddleware ran something in place of {name[:200]}")
         return self._message(
             f"{name} was replaced by another middleware and its result is withheld. Tell the operator."
         )
@@ -268,17 +243,25 @@ class _Gate:
         if isinstance(error, CallRefused):
             return self._message(str(error))
         if self._governed is not None and not self._governed.decided:
-            session = self._middleware.find_session(self._state)
-            refusal = session.reject(self._frozen(), f"the arguments could not be parsed ({type(error).__name__})")
-            return self._message(str(refusal))
+            reason = f"the arguments could not be parsed ({type(error).__name__})"
+            try:
+                return self._message(str(self._asked().reject(reason)))
+            except CallRefused as refusal:  # it cannot be recorded
+                return self._message(str(refusal))
         if not self._middleware.returns_tool_errors:
             raise error
         return self._message(f"{self._call['name']} failed: {type(error).__name__}: {str(error)[:500]}")
 
-    def _frozen(self) -> ToolCall:
-        body = None if self._tool is None else body_of(self._tool, is_async=False)
-        name = f"{FRAMEWORK}.{self._call['name']}" if self._tool is None else tool_name(self._tool, body)
-        return self._target.call(name, self._call["args"], self._call["id"])
+    def _session(self) -> Session:
+        return self._middleware.find_session(self._state, self._config)
+
+    def _asked(self) -> GovernedCall:
+        """The call as the model made it."""
+        point, name = self._middleware.point, self._call["name"]
+        tool = point.tool(name) if self._tool is None else described(point, self._tool)
+        return tool.call(
+            self._call["args"], call_id=self._call["id"], agent=agent_of(self._config), session=self._session()
+        )
 
     def _message(self, text: str) -> ToolMessage:
         return ToolMessage(text, name=self._call["name"], tool_call_id=self._call["id"] or "", status="error")
@@ -304,15 +287,5 @@ def _with_context(message: SystemMessage | None, text: str) -> SystemMessage:
     return message.model_copy(update={"content": [*message.content, {"type": "text", "text": text}]})
 
 
-def _assert_seams() -> None:
-    """The hooks that the gate stands on; a version without one must not look governed."""
-    wanted = {
-        AgentMiddleware: ("wrap_tool_call", "awrap_tool_call", "wrap_model_call", "before_agent", "after_agent"),
-        ToolCallRequest: ("override",),
-        BaseTool: ("_to_args_and_kwargs", "_filter_injected_args", "run", "arun"),
-    }
-    missing = [
-        f"{owner.__name__}.{name}" for owner, names in wanted.items() for name in names if not hasattr(owner, name)
-    ]
-    if missing:
-        raise RuntimeError(f"this version of LangChain has no {', '.join(missing)}; CRAMiddleware cannot gate with it")
+def _inner(tool: BaseTool) -> BaseTool:
+    return tool.inner if isinstance(tool, GovernedTool) else tool

@@ -22,6 +22,7 @@ from cra_middleware.errors import SinkError
 from cra_middleware.trace.sink import Health, Query, SessionLog
 from cra_middleware.trace.sinks.postgres_link import PostgresLink, as_number
 from cra_middleware.trace.sinks.postgres_log import PostgresLog
+from cra_middleware.trace.sinks.postgres_shared import SHARED, PostgresSharedLog
 from cra_middleware.trace.sinks.rows import lines_of
 
 if TYPE_CHECKING:
@@ -33,22 +34,25 @@ _MOST = 2**62
 class PostgresSink:
     """Many sessions in one database, over one connection that is opened again when it was lost."""
 
-    def __init__(self, conninfo: str, *, timeout_seconds: float = 5.0) -> None:
+    def __init__(self, conninfo: str, *, timeout_seconds: float = 5.0, shared: bool = False) -> None:
         """Connect, and make the tables where there are none.
 
         Args:
             conninfo: ``postgresql://user@host/database`` or ``host=… dbname=…``, as libpq takes it.
             timeout_seconds: how long to wait for a connection, and for another one's lock.
+            shared: several processes write the same sessions, each with such a sink; the database puts their events
+                in order.
 
         Raises:
             SinkError: when psycopg is not installed, or the database cannot be used.
         """
         self._link = PostgresLink(conninfo, timeout_seconds)
         self._logs: dict[int, PostgresLog] = {}
+        self._shared = shared
 
     def create(self, session_id: str, /) -> SessionLog:
         _check_id(session_id)
-        writer = new_id()
+        writer = SHARED if self._shared else new_id()
         with self._link.transaction() as connection:
             row = connection.execute(
                 "INSERT INTO cra_sessions (session_id, writer) VALUES (%s, %s) "
@@ -58,11 +62,16 @@ class PostgresSink:
             if row is None:
                 raise SinkError(f"session {session_id} is already in {self._link.place}; resume it instead")
             number = as_number(row[0])
-            self._link.lock(connection, number)
+            if not self._shared:
+                self._link.lock(connection, number)
+        if self._shared:
+            return PostgresSharedLog(self._link, number, session_id)
         return self._open(PostgresLog(self._link, number, session_id, writer))
 
     def reopen(self, session_id: str, /) -> SessionLog:
         _check_id(session_id)
+        if self._shared:
+            return self._reopen_shared(session_id)
         writer = new_id()
         with self._link.transaction() as connection:
             number = self._find(connection, session_id)
@@ -74,6 +83,18 @@ class PostgresSink:
             ).fetchone()
             events = 0 if row is None else as_number(row[0])
         return self._open(PostgresLog(self._link, number, session_id, writer, events))
+
+    def _reopen_shared(self, session_id: str) -> SessionLog:
+        with self._link.transaction() as connection:
+            number = self._find(connection, session_id)
+            row = connection.execute(
+                "UPDATE cra_sessions SET writer = %s WHERE number = %s AND (writer IS NULL OR writer = %s) "
+                "RETURNING events",
+                (SHARED, number, SHARED),
+            ).fetchone()
+        if row is None:
+            raise SinkError(f"session {session_id} has one writer: it can be shared once that has closed it")
+        return PostgresSharedLog(self._link, number, session_id, as_number(row[0]))
 
     def session_ids(self) -> list[str]:
         with self._link.transaction() as connection:

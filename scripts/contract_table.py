@@ -1,0 +1,102 @@
+"""The contract's table in docs/frameworks.md: rows are adapters, columns are cases, and every cell was run.
+
+    python scripts/contract_table.py --write docs/frameworks.md CELLS…    put what was run into the page
+    python scripts/contract_table.py --check docs/frameworks.md CELLS…    say what in the page was not run so
+
+CELLS are folders that tests wrote with CRA_CONTRACT_TABLE. Rows of frameworks that were not run stay as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from cra_middleware.testing.contract import CASES
+
+BEGIN, END = "<!-- contract: written by scripts/contract_table.py -->", "<!-- end of contract -->"
+Cells = dict[tuple[str, str], dict[str, str | None]]
+"""By framework and case: for each mode, why it is a hole, or None."""
+
+
+def read_cells(folders: list[str]) -> Cells:
+    """What the tests wrote."""
+    cells: Cells = {}
+    for folder in folders:
+        for file in sorted(Path(folder).glob("*.jsonl")):
+            for line in file.read_text(encoding="utf-8").splitlines():
+                cell = json.loads(line)
+                cells.setdefault((cell["framework"], cell["case"]), {})[cell["mode"]] = cell["hole"]
+    return cells
+
+
+def rows(cells: Cells) -> dict[str, list[str]]:
+    """For each framework its row, and its holes."""
+    made: dict[str, list[str]] = {}
+    for framework in sorted({framework for framework, _ in cells}):
+        marks, holes = [], []
+        for number, case in enumerate(CASES, 1):
+            modes = cells.get((framework, case))
+            if modes is None:
+                marks.append("·")
+                continue
+            wrong = {mode: hole for mode, hole in modes.items() if hole is not None}
+            marks.append("○" if wrong else "●")
+            for hole in sorted(set(filter(None, wrong.values()))):
+                where = [mode for mode, said in wrong.items() if said == hole]
+                only = "" if len(where) == len(modes) else f" ({', '.join(sorted(where))})"
+                holes.append(f"- {framework}, {number}{only}: {hole}")
+        made[framework] = [f"| {framework} | {' | '.join(marks)} |", *holes]
+    return made
+
+
+def table(known: dict[str, list[str]]) -> str:
+    """The whole block of the page."""
+    numbers = range(1, len(CASES) + 1)
+    head = [f"| | {' | '.join(map(str, numbers))} |", f"|---|{'|'.join('-' for _ in numbers)}|"]
+    holes = [hole for _, lines in sorted(known.items()) for hole in lines[1:]]
+    legend = [
+        f"{number}. `{name}`: {' '.join((check.__doc__ or '').split())}"
+        for number, (name, (_, check)) in enumerate(CASES.items(), 1)
+    ]
+    marks = "● kept in every mode · ○ a hole, named below · · the framework has no such thing"
+    parts = [BEGIN, marks, "", *head, *(lines[0] for _, lines in sorted(known.items())), "", *legend, ""]
+    return "\n".join([*parts, "Holes:", "", *(holes or ["- none"]), END])
+
+
+def known_rows(block: str) -> dict[str, list[str]]:
+    """The rows that a page has, with their holes."""
+    found: dict[str, list[str]] = {}
+    for line in block.splitlines():
+        if line.startswith("| ") and line.count("|") == len(CASES) + 2 and not line.startswith("| |"):
+            found[line.split("|")[1].strip()] = [line]
+        elif line.startswith("- ") and "," in line:
+            found.get(line[2:].split(",")[0], []).append(line)
+    return found
+
+
+def main(mode: str, page: str, *folders: str) -> int:
+    """Write or check the page; the exit code."""
+    text = Path(page).read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    block, _, after = rest.partition(END)
+    run = rows(read_cells(list(folders)))
+    if not run:
+        print("no cells were found: run the tests with CRA_CONTRACT_TABLE=FOLDER", file=sys.stderr)
+        return 2
+    known = known_rows(block)
+    if mode == "--check":
+        wrong = [framework for framework, lines in run.items() if known.get(framework) != lines]
+        for framework in wrong:
+            print(f"{page} says of {framework}:", *known.get(framework, ["nothing"]), sep="\n  ")
+            print("but this was run:", *run[framework], sep="\n  ")
+        return 1 if wrong else 0
+    Path(page).write_text(before + table({**known, **run}) + after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 4 or sys.argv[1] not in ("--write", "--check"):
+        print(__doc__, file=sys.stderr)
+        sys.exit(2)
+    sys.exit(main(*sys.argv[1:]))
