@@ -19,9 +19,10 @@ from typing import NamedTuple
 from cra_middleware._ids import new_id
 from cra_middleware.approvals import Answer, Approval, ApprovalError, ApprovalStore, Approver, Pending
 from cra_middleware.attempt import Attempt
-from cra_middleware.carp.call import Ask, Deny
+from cra_middleware.carp.call import Ask, Deny, ToolCall
 from cra_middleware.errors import ApprovalRequired
 from cra_middleware.interceptor import AskApproval, Interrupted, Suspended, Unanswered, Wait
+from cra_middleware.observer import Subject
 from cra_middleware.policies import Epoch
 
 DEFAULT_EXPIRY_SECONDS = 86_400
@@ -122,6 +123,16 @@ class Desk:
             return Refused(_no(ask, "the answer was given to another question; ask again"), pending.approval_id)
         return self._answered(attempt, ask, pending, reply, now_us())
 
+    def would_wait(self, call: ToolCall, subject: Subject, epoch: Epoch) -> bool:
+        """Whether a question about ``call`` would be left for a person, because nobody is there or has answered it."""
+        if self.approver is not None:
+            return False
+        try:
+            known = self.store.find(subject.session_id, call.action_id, _binding(call, subject, epoch))
+        except ApprovalError:  # the call itself is refused for it
+            return False
+        return known is None or known.state == "pending"
+
     def use(self, granted: Granted, now_us: int) -> Deny | None:
         """Use a yes up; why it cannot be, when it cannot."""
         try:
@@ -165,7 +176,7 @@ class Desk:
     def _known(self, attempt: Attempt, ask: Ask, epoch: Epoch, now_us: int) -> Approval | None:
         """What became of the same question before, if it still counts."""
         call, subject = attempt.call, attempt.subject
-        known = self.store.find(subject.session_id, call.action_id, _binding(attempt))
+        known = self.store.find(subject.session_id, call.action_id, _binding(call, subject, attempt.epoch))
         if known is None or known.pending.agent_id != subject.agent_id:
             return None
         if known.pending.policy_digest != epoch.policy_digest:
@@ -190,7 +201,7 @@ class Desk:
             arguments=attempt.recorded_arguments(),
             policy_id=ask.policy_id,
             reason=ask.reason,
-            arguments_digest=_binding(attempt),
+            arguments_digest=_binding(call, subject, epoch),
             policy_digest=epoch.policy_digest,
             requested_us=now_us,
             expires_us=now_us + (ask.expires_seconds or DEFAULT_EXPIRY_SECONDS) * _SECOND_US,
@@ -238,16 +249,16 @@ def _notify(notify: Notify, pending: Pending) -> None:
         _logger.error("nobody was told of approval %s: %s", pending.approval_id, type(error).__name__)
 
 
-def _binding(attempt: Attempt) -> str:
+def _binding(call: ToolCall, subject: Subject, epoch: Epoch) -> str:
     """What a question is bound to: the digest of the arguments.
 
     Where some are hidden, whoever reads the store could try values out against it, so it is one that costs each try a
     twentieth of a second and 16 MiB, for this session alone (scrypt, RFC 7914).
     """
-    call, redactor = attempt.call, attempt.epoch.redactor
+    redactor = epoch.redactor
     if redactor is None or redactor.redacted(call.action_id, call.text) == call.text:
         return call.digest
-    salt = f"{attempt.subject.session_id} {call.action_id}".encode()
+    salt = f"{subject.session_id} {call.action_id}".encode()
     return hashlib.scrypt(call.text, salt=salt, n=2**14, r=8, p=1, dklen=32).hex()
 
 

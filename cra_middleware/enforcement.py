@@ -30,7 +30,15 @@ from cra_middleware.seams import require
 from cra_middleware.session import Session, current_session
 from cra_middleware.signatures import bind_arguments, describe
 
-__all__ = ["EnforcementPoint", "GovernedCall", "GovernedTool", "OpenCall", "govern_function", "require"]
+__all__ = [
+    "EnforcementPoint",
+    "GovernedCall",
+    "GovernedTool",
+    "OpenCall",
+    "bind_arguments",
+    "govern_function",
+    "require",
+]
 
 T = TypeVar("T")
 

@@ -11,7 +11,8 @@ from typing import Literal
 from cra_middleware._fork import tell_child
 from cra_middleware.approvals import Approver
 from cra_middleware.call_flow import CallPath
-from cra_middleware.carp.call import Target, ToolCall
+from cra_middleware.carp.call import Ask, Target, ToolCall
+from cra_middleware.carp.explain import LookedAt
 from cra_middleware.carp.messages import Request, Resolution
 from cra_middleware.carp.policy import Facts
 from cra_middleware.carp.resolve import out_of_reach
@@ -107,7 +108,9 @@ class LocalSession(Session):
     @property
     def is_waiting(self) -> bool:
         """Whether a person is being asked about one of its calls, or has said yes to one that has not run yet."""
-        return self._setting.desk.is_asking(self.id)
+        return self._setting.desk.is_asking(self.id) or any(
+            child.is_open and child.is_waiting for child in self._children
+        )
 
     @property
     def accepted_sequence(self) -> int:
@@ -187,6 +190,15 @@ class LocalSession(Session):
             ValueError: when the call is none of ``untold``.
         """
         self._calls.tell(call, by, error, duration_ms)
+
+    def would_wait(self, call: ToolCall) -> bool:
+        identity, now_us = self._identity, self._writer.now_us()
+        try:
+            epoch = self._standing.at(now_us).epoch
+            decision = epoch.resolver.decide(call, identity.facts, now_us, LookedAt(self._setting.counters))
+        except Exception:  # noqa: BLE001  whatever breaks here breaks the decision itself, which denies
+            return False
+        return isinstance(decision, Ask) and self._setting.desk.would_wait(call, identity.subject, epoch)
 
     def reject(self, call: ToolCall, reason: str) -> CallRefused:
         """Record a call whose arguments the framework itself refused, and return the refusal.

@@ -57,8 +57,9 @@ class OpenSessions:
         """End the sessions; unless ``end``, those kept are detached, and if they ``can_wait``, those that do."""
         with self._lock:
             sessions = list(self._open.values())
+        waiting = {session.id for session in sessions if can_wait and session.is_waiting}  # before any is let go of
         for session in reversed(sessions):
-            if not end and (session.id in self._kept or (can_wait and session.is_waiting)):
+            if not end and (session.id in self._kept or session.id in waiting):
                 session.detach()
             else:
                 session.end()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from cra_middleware._fork import tell_child
 from cra_middleware.approvals import State
 from cra_middleware.errors import ChainBroken, NoActiveSession, SinkError
+from cra_middleware.local_session import LocalSession
 from cra_middleware.runtime import Runtime
 from cra_middleware.session import Session, current_session
 
@@ -115,14 +116,27 @@ class RunSessions:
         return known
 
     def _waiting(self, runtime: Runtime, call_ids: Collection[str]) -> Session | None:
-        """The session in which one of these calls was stopped until a person says yes or no."""
+        """The session in which one of these calls was stopped until a person says yes or no.
+
+        Where it was stopped in one below a run's, the run's is what goes on, and the one below is known again.
+        """
         if not call_ids:
             return None
         live = [item for state in _LIVE for item in runtime.approvals.list(state)]
         asked = {item.pending.session_id for item in live if item.pending.tool_call_id in call_ids}
         if len(asked) != 1:
             return None
-        return self._resumed(runtime, asked.pop())
+        stopped = self._resumed(runtime, asked.pop())
+        parent_id = None if stopped is None else _parent_of(stopped)
+        if stopped is None or parent_id is None:
+            return stopped
+        root = self._resumed(runtime, parent_id)
+        if root is None:  # the one below is no session for its caller's calls
+            return None
+        if isinstance(root, LocalSession) and isinstance(stopped, LocalSession):
+            root.adopt(stopped)
+        self._others[root.id, stopped.facts.agent_id] = stopped
+        return root
 
     def _resumed(self, runtime: Runtime, session_id: str) -> Session | None:
         try:
@@ -140,3 +154,9 @@ class RunSessions:
             self._others = {key: item for key, item in self._others.items() if item.is_open}
             self._others[root.id, agent] = known
         return known
+
+
+def _parent_of(session: Session) -> str | None:
+    metadata = session.events[0].payload.get("metadata")
+    found = metadata.get("parent_session_id") if isinstance(metadata, Mapping) else None
+    return found if isinstance(found, str) else None

@@ -69,7 +69,10 @@ class Session(ABC):
     @property
     @abstractmethod
     def is_waiting(self) -> bool:
-        """Whether a person is being asked about one of its calls, or has said yes to one that has not run yet."""
+        """Whether a person is being asked about one of its calls, or has said yes to one that has not run yet.
+
+        A call of an open session below it is one of its calls.
+        """
 
     @property
     @abstractmethod
@@ -107,6 +110,10 @@ class Session(ABC):
         ``body`` is the ``@governed`` function inside it, if any; ``approver`` is the framework's way to ask a
         person, for when the runtime has none.
         """
+
+    @abstractmethod
+    def would_wait(self, call: ToolCall) -> bool:
+        """Whether ``call`` would be left for a person now. Nothing is recorded, and no limit is used up."""
 
     @abstractmethod
     def reject(self, call: ToolCall, reason: str) -> CallRefused:

@@ -507,6 +507,30 @@ def test_a_store_that_breaks_refuses(tmp_path: Path) -> None:
     assert (refused.value.code, RAN) == ("policy_error", [])
 
 
+def test_whether_a_call_would_wait(runtime: Runtime, session: Session) -> None:
+    """It is told before the call, and telling it records nothing, asks nobody and uses nothing up."""
+    call = session.freeze("refund.create", "pay", {"amount": 5, "note": None})
+    before = len(session.events)
+    assert session.would_wait(call)
+    assert not session.would_wait(session.freeze("ticket.get", "lookup", {}))
+    assert not session.would_wait(session.freeze("ticket.delete", "remove", {}))
+    assert (len(session.events), runtime.approvals.list()) == (before, [])
+    name = ask(session, 5)
+    assert session.would_wait(call)
+    runtime.approvals.approve(name, by="ann")
+    assert not session.would_wait(call)
+    assert not session.would_wait(call)
+    assert session.call("refund.create", pay, 5) == "paid"
+    assert session.would_wait(call)
+
+
+def test_a_call_does_not_wait_where_somebody_is_asked() -> None:
+    """An approver is asked when the call is made."""
+    with Runtime(Atlas.from_dict(manifest(policies=policies(ASK))), approver=lambda pending: True) as runtime:
+        session = runtime.session("bot")
+        assert not session.would_wait(session.freeze("refund.create", "pay", {"amount": 5, "note": None}))
+
+
 PROGRAM = """
 import os, sys, signal
 from cra_middleware import ApprovalRequired, Atlas, Runtime

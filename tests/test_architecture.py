@@ -36,12 +36,13 @@ FLOORS: list[set[str]] = [
     {"runtime", "decorators"},
     {"run_sessions"},
     {"enforcement"},
+    {"dispatch"},
     {"lines", "openapi_tools", "policy_tests", "replay", "sketch", "testing", "trace_page"},
     {"coding_agents", "mcp_proxy"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
-SEAMS = {"cra_middleware.testing", "cra_middleware.enforcement"}  # what adapters may import beside the public names
+SEAMS = {"cra_middleware.testing", "cra_middleware.enforcement", "cra_middleware.dispatch"}  # beside the public names
 FORBIDDEN = {"atlas": {"trace"}, "trace": {"atlas"}, "cli": set()}
 VAGUE = {"utils", "util", "helpers", "helper", "common", "base", "manager", "misc"}
 FILES = sorted(CORE.rglob("*.py")) + sorted(ADAPTERS.rglob("*.py"))

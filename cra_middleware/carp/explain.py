@@ -58,7 +58,7 @@ class Explanation(NamedTuple):
     """What would make the call run, in one sentence; empty when it would."""
 
 
-class _Looking:
+class LookedAt:
     """Counters that are looked at and never changed."""
 
     def __init__(self, counters: Counters) -> None:
@@ -82,7 +82,7 @@ class _Looking:
 
 def explain(resolver: Resolver, call: ToolCall, facts: Facts, now_us: int, counters: Counters) -> Explanation:
     """Decide one call without taking anything, and say why."""
-    decision = resolver.decide(call, facts, now_us, _Looking(counters))
+    decision = resolver.decide(call, facts, now_us, LookedAt(counters))
     action = resolver.actions.get(call.action_id)
     situation = Situation(facts, call.arguments, now_us)
     problem = call.problem

@@ -1,0 +1,49 @@
+"""Sessions for runs of a framework: what ends with a run, and what a run that was stopped finds again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cra_middleware import Atlas, Runtime
+from cra_middleware.enforcement import EnforcementPoint, GovernedCall
+from cra_middleware.errors import ApprovalRequired
+from tests.conftest import manifest, policies
+
+ASK = {"policy_id": "ask", "type": "require_approval", "actions": ["refund.*"]}
+
+
+def started(folder: Path) -> Runtime:
+    return Runtime(Atlas.from_dict(manifest(policies=policies(ASK))), trace=folder / "t", approvals=folder / "a.db")
+
+
+def call(point: EnforcementPoint, action: str, agent: str, run: str, call_id: str) -> GovernedCall:
+    return point.tool(action).call({"n": 1}, call_id=call_id, agent=agent, run=run)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_stopped_below(tmp_path: Path, restarted: bool) -> None:
+    """A question of an agent below keeps the run's session open, too; a run that goes on finds both, each its own."""
+    runtime = started(tmp_path)
+    point = EnforcementPoint(runtime, "any")
+    outer = call(point, "ticket.get", "worker", "first", "c1")
+    outer.run(lambda: None)
+    with pytest.raises(ApprovalRequired):
+        call(point, "refund.create", "helper", "first", "c2").run(lambda: None)
+    point.end("first")
+    assert outer.session.is_open
+    if restarted:
+        runtime.close()
+        runtime = started(tmp_path)
+        point = EnforcementPoint(runtime, "any")
+    (waiting,) = runtime.approvals.list()
+    runtime.approvals.approve(waiting.pending.approval_id, by="ann")
+    assert point.session(run="second", agent="worker", resumed=("c2",)).id == outer.session.id
+    again = call(point, "refund.create", "helper", "second", "c2")
+    assert (again.session.id, again.session.facts.agent_id) == (waiting.pending.session_id, "helper")
+    assert again.run(lambda: "paid") == "paid"
+    assert call(point, "ticket.get", "worker", "second", "c3").session.id == outer.session.id
+    point.end("second")
+    assert not again.session.is_open
+    runtime.close()
