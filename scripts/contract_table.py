@@ -3,7 +3,7 @@
     python scripts/contract_table.py --write docs/frameworks.md CELLS…    put what was run into the page
     python scripts/contract_table.py --check docs/frameworks.md CELLS…    say what in the page was not run so
 
-CELLS are folders that tests wrote with CRA_CONTRACT_TABLE. Rows of frameworks that were not run stay as they are.
+CELLS are folders that tests wrote with CRA_CONTRACT_TABLE. Rows that were not run stay as they are.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cra_middleware.testing.contract import CASES
 
 BEGIN, END = "<!-- contract: written by scripts/contract_table.py -->", "<!-- end of contract -->"
 Cells = dict[tuple[str, str], dict[str, str | None]]
-"""By framework and case: for each mode, why it is a hole, or None."""
+"""By row and case: for each mode, why it is a hole, or None."""
 
 
 def read_cells(folders: list[str]) -> Cells:
@@ -26,27 +26,27 @@ def read_cells(folders: list[str]) -> Cells:
         for file in sorted(Path(folder).glob("*.jsonl")):
             for line in file.read_text(encoding="utf-8").splitlines():
                 cell = json.loads(line)
-                cells.setdefault((cell["framework"], cell["case"]), {})[cell["mode"]] = cell["hole"]
+                cells.setdefault((cell["row"], cell["case"]), {})[cell["mode"]] = cell["hole"]
     return cells
 
 
 def rows(cells: Cells) -> dict[str, list[str]]:
-    """For each framework its row, and its holes."""
+    """Each row of the table, with its holes."""
     made: dict[str, list[str]] = {}
-    for framework in sorted({framework for framework, _ in cells}):
+    for row in sorted({row for row, _ in cells}):
         marks, holes = [], []
         for number, case in enumerate(CASES, 1):
-            modes = cells.get((framework, case))
+            modes = cells.get((row, case))
             if modes is None:
-                marks.append("·")
+                marks.append("–")
                 continue
             wrong = {mode: hole for mode, hole in modes.items() if hole is not None}
             marks.append("○" if wrong else "●")
             for hole in sorted(set(filter(None, wrong.values()))):
                 where = [mode for mode, said in wrong.items() if said == hole]
                 only = "" if len(where) == len(modes) else f" ({', '.join(sorted(where))})"
-                holes.append(f"- {framework}, {number}{only}: {hole}")
-        made[framework] = [f"| {framework} | {' | '.join(marks)} |", *holes]
+                holes.append(f"- {row} · {number}{only}: {hole}")
+        made[row] = [f"| {row} | {' | '.join(marks)} |", *holes]
     return made
 
 
@@ -59,7 +59,7 @@ def table(known: dict[str, list[str]]) -> str:
         f"{number}. `{name}`: {' '.join((check.__doc__ or '').split())}"
         for number, (name, (_, check)) in enumerate(CASES.items(), 1)
     ]
-    marks = "● kept in every mode · ○ a hole, named below · · the framework has no such thing"
+    marks = "● kept in every mode · ○ a hole, named below · – the framework has no such thing"
     parts = [BEGIN, marks, "", *head, *(lines[0] for _, lines in sorted(known.items())), "", *legend, ""]
     return "\n".join([*parts, "Holes:", "", *(holes or ["- none"]), END])
 
@@ -70,8 +70,8 @@ def known_rows(block: str) -> dict[str, list[str]]:
     for line in block.splitlines():
         if line.startswith("| ") and line.count("|") == len(CASES) + 2 and not line.startswith("| |"):
             found[line.split("|")[1].strip()] = [line]
-        elif line.startswith("- ") and "," in line:
-            found.get(line[2:].split(",")[0], []).append(line)
+        elif line.startswith("- ") and " · " in line:
+            found.get(line[2:].split(" · ")[0], []).append(line)
     return found
 
 
@@ -86,10 +86,10 @@ def main(mode: str, page: str, *folders: str) -> int:
         return 2
     known = known_rows(block)
     if mode == "--check":
-        wrong = [framework for framework, lines in run.items() if known.get(framework) != lines]
-        for framework in wrong:
-            print(f"{page} says of {framework}:", *known.get(framework, ["nothing"]), sep="\n  ")
-            print("but this was run:", *run[framework], sep="\n  ")
+        wrong = [row for row, lines in run.items() if known.get(row) != lines]
+        for row in wrong:
+            print(f"{page} says of {row}:", *known.get(row, ["nothing"]), sep="\n  ")
+            print("but this was run:", *run[row], sep="\n  ")
         return 1 if wrong else 0
     Path(page).write_text(before + table({**known, **run}) + after, encoding="utf-8")
     return 0

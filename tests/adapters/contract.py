@@ -16,6 +16,8 @@ def check(case: ContractCase, folder: Path) -> None:
     """Check ``case``."""
     case.check(folder)
     if os.environ.get(TABLE):
-        cell = {"framework": case.subject.framework, "case": case.name, "mode": case.mode, "hole": case.hole}
+        way = getattr(case.subject, "way", "")  # an adapter may have several
+        row = case.subject.framework + (f", {way}" if way else "")
+        cell = {"row": row, "case": case.name, "mode": case.mode, "hole": case.hole}
         with (Path(os.environ[TABLE]) / f"{case.subject.framework}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(cell) + "\n")

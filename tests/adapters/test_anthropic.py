@@ -102,6 +102,8 @@ def results(bodies: list[dict[str, Any]]) -> list[str]:
 class Loop:
     """A loop as people write it."""
 
+    way = "loop"
+
     framework = "anthropic"
     modes: tuple[Mode, ...] = ("sync", "async")
     abilities = frozenset({"call_ids", "agent_names", "nested", "hide", "context"})
@@ -162,6 +164,8 @@ class Loop:
 
 class Runner(Loop):
     """The SDK's own loop, with its tools."""
+
+    way = "tool runner"
 
     modes: tuple[Mode, ...] = ("sync", "async", "stream")
     abilities = frozenset({"agent_names", "nested", "hide", "context"})

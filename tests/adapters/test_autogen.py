@@ -82,6 +82,8 @@ def seen(messages: Any) -> list[str]:
 class AutoGen:
     """Tools in a ``CRAWorkbench``."""
 
+    way = "CRAWorkbench"
+
     framework = "autogen"
     modes: tuple[Mode, ...] = ("async", "stream")
     abilities = frozenset({"call_ids", "agent_names", "nested", "hide"})
@@ -131,6 +133,8 @@ def _renamed(call: Scripted, task: Task) -> Scripted:
 class AutoGenTools(AutoGen):
     """Tools of ``govern_tools``, for ``tools=``."""
 
+    way = "govern_tools"
+
     abilities = frozenset({"call_ids", "agent_names", "nested"})
 
     def gives(self, task: Task, tools: list[Any]) -> dict[str, Any]:
@@ -163,6 +167,8 @@ class Remote(Workbench):
 
 class AutoGenRemote(AutoGen):
     """A workbench inside a ``CRAWorkbench``."""
+
+    way = "other workbench"
 
     abilities = frozenset({"call_ids", "agent_names", "hide"})
     holes: ClassVar[dict[str, str]] = {

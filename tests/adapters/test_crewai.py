@@ -96,6 +96,7 @@ class CrewAI:
     abilities = frozenset({"agent_names", "change", "nested", "handoff", "hide", "context"})
 
     def __init__(self, protocol: Literal["native", "text"]) -> None:
+        self.way = f"{protocol} calls"
         self.native = protocol == "native"
         self.holes: dict[str, str] = (
             {} if self.native else {"unknown_tool": "CrewAI tells nobody of an unknown tool in the text protocol"}

@@ -51,6 +51,7 @@ class DSPy:
     abilities = frozenset({"agent_names", "nested"})
 
     def __init__(self, version: Literal[1, 2]) -> None:
+        self.way = "ReAct" if version == 1 else "ReActV2"
         self.version = version
         self.holes: dict[str, str] = {"unknown_tool": "the modules tell nobody of an unknown tool"}
 

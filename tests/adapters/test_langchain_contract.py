@@ -21,6 +21,8 @@ from tests.adapters.langchain_runs import NEIGHBOURS, Model, OfAgents
 class CreateAgent(OfAgents):
     """``create_agent(middleware=[CRAMiddleware(runtime)])``."""
 
+    way = "CRAMiddleware"
+
     abilities = frozenset({"call_ids", "agent_names", "pause", "retry", "change", "nested", "hide", "context"})
     holes: ClassVar[dict[str, str]] = {}
 

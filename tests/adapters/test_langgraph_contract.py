@@ -23,6 +23,8 @@ from tests.adapters.langchain_runs import NEIGHBOURS, Model, OfAgents
 class AloneInCreateAgent(OfAgents):
     """``create_agent(tools=govern_tools(tools, runtime))``."""
 
+    way = "govern_tools"
+
     modes: tuple[Mode, ...] = ("sync", "async")
 
     abilities = frozenset({"call_ids", "agent_names", "pause", "retry", "change", "nested"})
@@ -45,6 +47,8 @@ RERUN = "a bare ToolNode runs the siblings of a call that stopped a second time 
 
 class BareNode(OfAgents):
     """``governed_tool_node(tools, runtime)`` in a graph of one's own."""
+
+    way = "governed_tool_node"
 
     modes: tuple[Mode, ...] = ("sync", "async")
 

@@ -84,6 +84,8 @@ class Api:
 class Loop:
     """A loop as people write it, with chat completions."""
 
+    way = "chat completions"
+
     framework = "openai"
     modes: tuple[Mode, ...] = ("sync", "async")
     abilities = frozenset({"call_ids", "agent_names", "nested", "hide", "context"})
@@ -164,6 +166,8 @@ class Loop:
 
 class Responses(Loop):
     """The same with the Responses API."""
+
+    way = "responses"
 
     def begin(self, tools: GovernedTools, task: Task) -> tuple[list[Any], list[Any]]:
         if not task.adds_context:
