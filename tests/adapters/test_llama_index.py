@@ -72,7 +72,6 @@ class LlamaIndex:
     abilities = frozenset({"call_ids", "agent_names", "pause", "nested", "handoff"})
     holes: ClassVar[dict[str, str]] = {
         "unknown_tool": "a call of a tool that is not there reaches no tool",
-        "unwritable_argument": "LlamaIndex passes lone surrogates on, and the trace does hold them, escaped",
     }
 
     def agent(self, task: Task, turns: Any = None) -> FunctionAgent:
