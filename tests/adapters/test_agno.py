@@ -350,6 +350,29 @@ def test_generators(bench: Workbench, is_async: bool) -> None:
     assert len(bench.evidence().of("action.executed", "ticket.get")) == 1
 
 
+@pytest.mark.parametrize("mode", ["sync", "async", "stream", "astream"])
+def test_each_run_ends_its_session(bench: Workbench, mode: str) -> None:
+    """However a run is made, its session ends with it."""
+    (lookup,) = bench.bodies.tools("lookup")
+    agent = Agent(tools=[lookup], model=Model(iter([[call("lookup", ticket_id="T-1")]])), telemetry=False)
+    govern_agent(agent, bench.runtime())
+
+    async def heard() -> None:
+        async for _ in agent.arun("hi", stream=True):
+            pass
+
+    if mode == "sync":
+        agent.run("hi")
+    elif mode == "async":
+        asyncio.run(agent.arun("hi"))
+    elif mode == "stream":
+        list(agent.run("hi", stream=True))
+    else:
+        asyncio.run(heard())
+    assert len(bench.bodies.ran) == 1
+    assert [payload["reason"] for payload in bench.evidence().of("session.ended")] == ["completed"]
+
+
 def test_tools_that_a_function_makes(bench: Workbench) -> None:
     """A factory's tools are governed."""
     scripted = call("remove", ticket_id="T-1")
