@@ -12,15 +12,17 @@ an ``InputRequiredEvent`` with an ``approval_id``, and the run goes on after
 Holes: a call of a tool that is not there reaches no tool and is not recorded; the framework's own ``handoff`` is not
 decided, only what the next agent then calls; ``CodeActAgent`` runs code in an executor of yours, whose functions want
 ``@governed``; an engine that takes ``QueryEngineTool``s apart (``tool.query_engine``) does not get them governed; tools
-that a provider runs on its own servers never come by. Nothing tells of a run's end: its session ends with the runtime,
-or is yours (``with runtime.session(...)``).
+that a provider runs on its own servers never come by. The session of tools without ``govern_agent`` ends with the
+runtime, or is yours (``with runtime.session(...)``).
 """
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import functools
 import inspect
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn, TypeVar, cast
 
@@ -39,6 +41,7 @@ from workflows.runtime.types.results import (  # type: ignore[import-not-found,u
 from cra_middleware import Answer, CallRefused, Pending, Runtime
 from cra_middleware.enforcement import EnforcementPoint, GovernedCall, GovernedTool, govern_function, require
 
+_logger = logging.getLogger("cra_adapters")
 A = TypeVar("A", BaseWorkflowAgent, AgentWorkflow)
 FRAMEWORK = "llama_index"
 BY = "human response event"
@@ -82,7 +85,8 @@ def govern_agent(
 ) -> A:
     """The agent, or every agent of the workflow, with its tools governed in place, those of its retriever, too.
 
-    Args are those of ``govern_tools``. An agent that is handed over to gets a session below the first one's.
+    Args are those of ``govern_tools``. Each run has a session, which ends with it; an agent that is
+    handed over to has its own below.
 
     Raises:
         RuntimeError: as for ``govern_tools``.
@@ -93,6 +97,7 @@ def govern_agent(
         one.tools = [_governed(tool, gate) for tool in one.tools or []]
         if one.tool_retriever is not None:
             one.tool_retriever = cast(Any, _Retriever(one.tool_retriever, gate))
+    object.__setattr__(agent, "run", _ending(agent.run, point))  # an agent is a pydantic model, which has no such field
     return agent
 
 
@@ -105,6 +110,29 @@ def _point(
         {FunctionTool: ("call", "acall", "real_fn"), Context: ("get_step_context", "wait_for_event")},
     )
     return EnforcementPoint(runtime, FRAMEWORK, actions=actions, agent_id=agent, goal=goal)
+
+
+def _ending(run: Callable[..., Any], point: EnforcementPoint) -> Callable[..., Any]:
+    """``run``, after which the session of that run ends, however it came out."""
+    ends: set[asyncio.Task[None]] = set()
+
+    async def ended(handler: Any) -> None:
+        try:
+            await handler.stop_event_result()
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  whoever awaits the handler is told
+            _logger.debug("a run came to its end with %s", type(error).__name__)
+        finally:
+            point.end(handler.run_id)
+
+    @functools.wraps(run)
+    def governed(*args: Any, **kwargs: Any) -> Any:
+        handler = run(*args, **kwargs)
+        task = asyncio.ensure_future(ended(handler))
+        ends.add(task)
+        task.add_done_callback(ends.discard)
+        return handler
+
+    return governed
 
 
 class _Retriever:

@@ -265,6 +265,30 @@ def test_a_subclass_with_a_call_of_its_own(runtime: Runtime) -> None:
     assert "Close it instead." in asyncio.run(tool.acall(ticket_id="T-1")).content
 
 
+@pytest.mark.parametrize(
+    "turns", [[], [[Scripted("lookup", {"ticket_id": "T-1"}, "call_2")]] * 30], ids=["well", "ill"]
+)
+def test_each_run_ends_its_session(tmp_path: Path, turns: Any) -> None:
+    """A session ends with its run, also with one that raises; the agent stays what it was."""
+    with Workbench(LlamaIndex(), "async", tmp_path) as bench:
+        (lookup,) = bench.bodies.tools("lookup")
+        script = [[Scripted("lookup", {"ticket_id": "T-1"}, "call_1")], *turns]
+        agent = FunctionAgent(name="worker", tools=[lookup], llm=Model(iter(script)))
+        before = agent.model_dump(exclude={"tools"})
+        govern_agent(agent, bench.runtime())
+        assert agent.model_dump(exclude={"tools"}) == before
+
+        async def go() -> None:
+            try:
+                await agent.run(user_msg="hi", max_iterations=5)
+            except Exception:
+                assert turns
+            await asyncio.sleep(0.05)
+            assert len(bench.evidence().of("session.ended")) == 1
+
+        asyncio.run(go())
+
+
 def test_tools_of_a_retriever(runtime: Runtime) -> None:
     """Tools that an agent looks up for each question are governed, too."""
 
