@@ -104,11 +104,8 @@ def govern_agent(
 def _point(
     runtime: Runtime | None, actions: Mapping[str, str] | None, agent: str | None, goal: str | None
 ) -> EnforcementPoint:
-    require(
-        "llama-index-core",
-        "0.14.3",
-        {FunctionTool: ("call", "acall", "real_fn"), Context: ("get_step_context", "wait_for_event")},
-    )
+    require("llama-index-core", "0.14.13", {FunctionTool: ("call", "acall", "real_fn")})
+    require("llama-index-workflows", "2.25", {Context: ("get_step_context", "wait_for_event")})
     return EnforcementPoint(runtime, FRAMEWORK, actions=actions, agent_id=agent, goal=goal)
 
 
