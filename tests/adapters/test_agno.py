@@ -373,6 +373,27 @@ def test_each_run_ends_its_session(bench: Workbench, mode: str) -> None:
     assert [payload["reason"] for payload in bench.evidence().of("session.ended")] == ["completed"]
 
 
+def test_validated_as_agno_would(bench: Workbench) -> None:
+    """The body gets what Agno makes of the arguments, and that is what was decided."""
+    (pay,) = bench.bodies.tools("pay")
+    pay.__annotations__ = {"order_id": str, "amount": float}
+    scripted = call("pay", order_id="O-1", amount="20")
+    agent = Agent(tools=[pay], model=Model(iter([[scripted]])), telemetry=False)
+    assert told(govern_agent(agent, bench.runtime())) == "paid 20.0"
+    assert bench.bodies.ran == [("pay", {"order_id": "O-1", "amount": 20.0})]
+
+
+def test_a_cached_answer(bench: Workbench, tmp_path: Path) -> None:
+    """A tool whose answers Agno would keep is decided and run each time."""
+    (lookup,) = bench.bodies.tools("lookup")
+    (kept,) = govern_tools([tool(cache_results=True, cache_dir=str(tmp_path / "cache"))(lookup)], bench.runtime())
+    for _ in range(2):
+        scripted = call("lookup", ticket_id="T-1")
+        agent = Agent(tools=[kept], model=Model(iter([[scripted]])), session_id="s-1", user_id="u-1", telemetry=False)
+        assert told(agent) == "ticket T-1 is open"
+    assert len(bench.bodies.ran) == 2
+
+
 def test_tools_that_a_function_makes(bench: Workbench) -> None:
     """A factory's tools are governed."""
     scripted = call("remove", ticket_id="T-1")

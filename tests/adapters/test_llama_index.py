@@ -198,6 +198,26 @@ def test_partial_parameters_and_the_context(runtime: Runtime) -> None:
         govern_tools([pay], runtime)[0].call(order_id="O-1")
 
 
+def test_what_a_person_is_asked(tmp_path: Path) -> None:
+    """The injected context is none of the arguments that a person says yes to."""
+    asked: list[dict[str, Any]] = []
+
+    def approver(pending: Any) -> bool:
+        asked.append(dict(pending.arguments))
+        return True
+
+    bench = Workbench(LlamaIndex(), "async", tmp_path)
+    call = Scripted("pay", {"order_id": "O-1", "amount": 70.0}, "call_1")
+    agent = FunctionAgent(tools=[pay], llm=Model(iter([[call]])))
+    govern_agent(agent, bench.runtime(approver=approver))
+
+    async def go() -> None:
+        await agent.run(user_msg="hi")
+
+    asyncio.run(go())
+    assert asked == [{"order_id": "O-1", "amount": 70.0}]
+
+
 class Query(AsyncBaseTool):
     """A tool that is no function, whose ``acall`` goes through ``call``."""
 
