@@ -14,8 +14,8 @@ from cra_middleware.local_session import LocalSession
 from cra_middleware.runtime import Runtime
 from cra_middleware.session import Session, current_session
 
-MAX_RUNS = 4096
-"""Runs that are remembered; beyond it the one unused longest is ended."""
+MAX_RUNS = 256
+"""Runs that are remembered; beyond it the one unused longest is ended. An open session holds two files open."""
 
 _LIVE: tuple[State, ...] = ("pending", "approved", "rejected")
 

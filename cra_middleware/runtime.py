@@ -24,7 +24,7 @@ from cra_middleware.carp.quota import Counters
 from cra_middleware.carp.resolve import Options, TraceLevel
 from cra_middleware.carp.resolver import DefaultDecision, Resolver
 from cra_middleware.desk import Desk, Notify
-from cra_middleware.errors import AtlasError, ChainBroken
+from cra_middleware.errors import AtlasError, ChainBroken, SinkError
 from cra_middleware.keeping import Keeping
 from cra_middleware.leaving import exit_on_sigterm, forget, leave_at_exit
 from cra_middleware.local_session import LocalSession
@@ -157,6 +157,7 @@ class Runtime:
         self._sink: Sink = sink_for(trace, signing_key)
         self._opener = Opener(self._setting, self._sink)
         self._sessions = OpenSessions()
+        self._is_closed = False
         if handle_sigterm:
             exit_on_sigterm()
         if on_audit_failure == "allow":
@@ -317,6 +318,7 @@ class Runtime:
                 return known
             if not known.is_closed:
                 raise ChainBroken(f"session {session_id} is being closed: a tool of it still runs")
+        self._check_open()
         session = self._opener.resume(session_id, context, renew)
         self._sessions.remember(session, keep)
         return session
@@ -360,9 +362,14 @@ class Runtime:
         self._let_go()
 
     def _let_go(self) -> None:
+        self._is_closed = True
         forget(self)
         self._sink.close()
         self._stores.close()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise SinkError("this runtime is closed, and opens no more sessions")
 
     def __enter__(self) -> Runtime:
         return self
@@ -383,6 +390,7 @@ class Runtime:
         keep: bool,
         parent: LocalSession | None,
     ) -> LocalSession:
+        self._check_open()
         session = self._opener.start(session_id, goal, facts, extra, atlas_ids, request)
         if parent is not None:
             parent.adopt(session)

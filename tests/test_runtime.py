@@ -634,3 +634,16 @@ def test_an_end_that_cannot_be_written_lets_go(tmp_path: Path) -> None:
             assert again.call("ticket.get", tool) == "ran"
             again.end()
             assert again.verify().sealed
+
+
+def test_a_closed_runtime_opens_no_more_sessions(tmp_path: Path) -> None:
+    """Nothing is governed by what was let go of; what it kept is gone on with by another."""
+    runtime = Runtime(Atlas.from_dict(manifest()), trace=tmp_path)
+    kept = runtime.session("desk", keep=True).id
+    runtime.close()
+    with pytest.raises(SinkError, match="closed"):
+        runtime.session("desk")
+    with pytest.raises(SinkError, match="closed"):
+        runtime.resume(kept)
+    with Runtime(Atlas.from_dict(manifest()), trace=tmp_path) as other:
+        assert other.resume(kept).is_open

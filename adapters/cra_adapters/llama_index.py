@@ -30,10 +30,10 @@ from llama_index.core.agent.workflow import AgentWorkflow
 from llama_index.core.agent.workflow.base_agent import BaseWorkflowAgent
 from llama_index.core.tools import AsyncBaseTool, BaseTool, FunctionTool, ToolOutput, adapt_to_async_tool
 from llama_index.core.workflow import Context, HumanResponseEvent, InputRequiredEvent
-from llama_index_instrumentation.dispatcher import (  # type: ignore[import-not-found,unused-ignore]
+from llama_index_instrumentation.dispatcher import (
     active_instrument_tags,
 )
-from workflows.runtime.types.results import (  # type: ignore[import-not-found,unused-ignore]
+from workflows.runtime.types.results import (
     StepWorkerStateContextVar,
     WaitingForEvent,
 )

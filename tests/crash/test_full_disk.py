@@ -66,9 +66,9 @@ def tries(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     made: list[int] = []
     real = ChainWriter.write
 
-    def write(self: ChainWriter, *entries: object) -> object:
+    def write(self: ChainWriter, *entries: object, **options: object) -> object:
         made.append(len(entries))
-        return real(self, *entries)  # type: ignore[arg-type]
+        return real(self, *entries, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(ChainWriter, "write", write)
     return made
