@@ -30,15 +30,8 @@ from cra_middleware.seams import require
 from cra_middleware.session import Session, current_session
 from cra_middleware.signatures import bind_arguments, describe
 
-__all__ = [
-    "EnforcementPoint",
-    "GovernedCall",
-    "GovernedTool",
-    "OpenCall",
-    "bind_arguments",
-    "govern_function",
-    "require",
-]
+__all__ = ["EnforcementPoint", "GovernedCall", "GovernedTool", "OpenCall", "bind_arguments"]
+__all__ += ["govern_function", "require"]
 
 T = TypeVar("T")
 
@@ -84,6 +77,8 @@ class EnforcementPoint:
         origin: str | None = None,
         source: str | None = None,
         without: Collection[str] = (),
+        server: str | None = None,
+        names_itself: bool = False,
     ) -> GovernedTool:
         """One of the framework's tools.
 
@@ -96,15 +91,19 @@ class EnforcementPoint:
             origin: the server or the class it comes from, for the trace, where it has no function.
             source: whose tools an ``atlas.lock`` lists it under; the framework, if nothing is said.
             without: parameters of ``body`` that the framework fills itself, which are no arguments of a call.
+            server: that it is on; begins keys ``server/tool``, unless that name is its own word (``names_itself``).
         """
         title = f"{origin or self.framework}.{name}" if body is None else describe(body)
-        if not title.endswith(f".{name}"):
+        if server is not None:
+            title, source = f"{self.framework}.{server}/{name}", source or f"{self.framework}:{server}"
+        elif not title.endswith(f".{name}"):
             title = f"{title}/{name}"
         named = declared or getattr(body, "cra_action", None)
         declared = named if isinstance(named, str) else None
         defaults = {} if body is None else _defaults(body, without)
         source, hidden = source or self.framework, frozenset(without)
-        return GovernedTool(self, name, source, title, declared, body, description, schema, defaults, hidden)
+        server = None if names_itself else server
+        return GovernedTool(self, name, source, title, declared, body, description, schema, defaults, hidden, server)
 
     def session(
         self,
@@ -161,7 +160,7 @@ class EnforcementPoint:
                 except ApprovalError as error:  # answered or expired meanwhile: it counts as it stands
                     _logger.warning("an answer does not count: %s", error)
 
-    def target(self, name: str, declared: str | None = None) -> Target:
+    def target(self, name: str, declared: str | None = None, server: str | None = None) -> Target:
         """What a tool stands for now.
 
         Raises:
@@ -170,7 +169,7 @@ class EnforcementPoint:
         owner = self._runtime or current_session()
         if owner is None:
             raise NoActiveSession("no session is active; open one: with runtime.session(...):, or pass a runtime")
-        return owner.target_for(name, self.framework, actions=self._actions, declared=declared)
+        return owner.target_for(name, self.framework, actions=self._actions, declared=declared, server=server)
 
     def caught(self, error: BaseException) -> CallRefused:
         """A refusal for a failure of ours, which is logged: nothing but a refusal may leave a hook."""
@@ -198,6 +197,7 @@ class GovernedTool:
     """What its body fills in for arguments that are not given."""
     without: frozenset[str]
     """What the framework gives the body beside the arguments."""
+    server: str | None = None  # as the operator named it
 
     def call(
         self,
@@ -225,7 +225,7 @@ class GovernedTool:
         """
         if session is None:
             session = self.point.session(run=run, agent=agent, resumed=() if call_id is None else (call_id,))
-        target = self.point.target(self.name, self.declared)
+        target = self.point.target(self.name, self.declared, self.server)
         try:
             if not isinstance(arguments, Mapping):
                 raise TypeError(f"the arguments are no object but a {type(arguments).__name__}")
@@ -261,7 +261,7 @@ class GovernedTool:
         changed since it was looked at."""
         if self._distrust(session) is not None and not session.is_observing:
             return False
-        return session.can_reach(self.point.target(self.name, self.declared).action_id)
+        return session.can_reach(self.point.target(self.name, self.declared, self.server).action_id)
 
     def _distrust(self, session: Session) -> str | None:
         return session.distrust(self.source, self.name, lambda: tool_digest(self.name, self.description, self.schema))

@@ -209,10 +209,16 @@ class LocalSession(Session):
         return self._calls.reject(call, reason)
 
     def target_for(
-        self, tool_name: str, framework: str, *, actions: Mapping[str, str] | None = None, declared: str | None = None
+        self,
+        tool_name: str,
+        framework: str,
+        *,
+        actions: Mapping[str, str] | None = None,
+        declared: str | None = None,
+        server: str | None = None,
     ) -> Target:
         """What a tool stands for, as ``Runtime.target_for`` says."""
-        return self._setting.policies.epoch.target_for(tool_name, framework, declared, actions)
+        return self._setting.policies.epoch.target_for(tool_name, framework, declared, actions, server)
 
     def distrust(self, source: str, tool_name: str, described: Callable[[], str]) -> str | None:
         """Why a tool is not one that was looked at, as ``atlas.lock`` says; ``described`` gives its digest."""

@@ -59,11 +59,25 @@ class Epoch:
         return self.resolver.atlases
 
     def target_for(
-        self, tool_name: str, framework: str, declared: str | None, actions: Mapping[str, str] | None = None
+        self,
+        tool_name: str,
+        framework: str,
+        declared: str | None,
+        actions: Mapping[str, str] | None = None,
+        server: str | None = None,
     ) -> Target:
-        """What a tool stands for: as ``actions`` or the Atlases map it, as it declares itself, or its own name."""
+        """What a tool stands for: as ``actions`` or the Atlases map it, as it declares itself, or its own name.
+
+        Of a tool on a ``server`` that the operator named, the key ``server/tool`` comes first; and one that has a slash
+        in its own name has no other key: it must not get at what is meant for another server.
+        """
         if actions is not None and tool_name in actions:
             return Target(actions[tool_name])
+        if server is not None:
+            qualified = f"{server}/{tool_name}"
+            mapped = self.resolver.mapped(qualified, framework)
+            if mapped is not None or "/" in tool_name:
+                return mapped or Target(declared or qualified)
         return self.resolver.mapped(tool_name, framework) or Target(declared or tool_name)
 
     def distrust(self, source: str, name: str, described: Callable[[], str]) -> str | None:

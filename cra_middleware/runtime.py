@@ -335,14 +335,16 @@ class Runtime:
         *,
         actions: Mapping[str, str] | None = None,
         declared: str | None = None,
+        server: str | None = None,
     ) -> Target:
         """What a tool stands for. Nothing is guessed from the form of a name.
 
         In this order: ``actions``, an adapter's explicit mapping; the Atlases' ``adapters.<framework>.tools``, then
         ``adapters.any.tools``; ``declared``, the tool's own metadata; a name equal to a declared action id. When
         nothing is found, the tool's name itself, which no Atlas declares, so that the call is denied and recorded.
+        A key ``server/tool`` comes before ``tool`` where the operator named the ``server`` that a tool is on.
         """
-        return self._policies.epoch.target_for(tool_name, framework, declared, actions)
+        return self._policies.epoch.target_for(tool_name, framework, declared, actions, server)
 
     def argument_policies(self) -> tuple[str, ...]:
         """The policies that only a call's arguments can decide; what a tool is shown must be what they are shown."""

@@ -125,7 +125,13 @@ class Session(ABC):
 
     @abstractmethod
     def target_for(
-        self, tool_name: str, framework: str, *, actions: Mapping[str, str] | None = None, declared: str | None = None
+        self,
+        tool_name: str,
+        framework: str,
+        *,
+        actions: Mapping[str, str] | None = None,
+        declared: str | None = None,
+        server: str | None = None,
     ) -> Target:
         """What a tool stands for, as ``Runtime.target_for`` says."""
 

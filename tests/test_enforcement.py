@@ -321,3 +321,21 @@ def test_the_page_about_adapters_runs(tmp_path: Path) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_tool_of_a_server_has_a_key_of_its_own(sink: MemorySink) -> None:
+    """``server/tool`` wins over ``tool`` where the operator named the server; a name with a slash gets no other key."""
+    keys = {"search": "ticket.delete", "github/search": "ticket.get", "crm/open": "ticket.get"}
+    with Runtime(Atlas.from_dict(manifest(adapters={"mcp": {"tools": keys}})), trace=sink) as runtime:
+        point = EnforcementPoint(runtime, "mcp")
+
+        def action(name: str, **server: Any) -> tuple[str, str]:
+            call = point.tool(name, **server).call({})
+            return call.call.action_id, call.call.tool_name
+
+        assert action("search", server="github") == ("ticket.get", "mcp.github/search")
+        assert action("search", server="gitlab") == ("ticket.delete", "mcp.gitlab/search")
+        assert action("search", server="github", names_itself=True) == ("ticket.delete", "mcp.github/search")
+        assert action("crm/open", server="github") == ("github/crm/open", "mcp.github/crm/open")
+        assert action("open", server="crm") == ("ticket.get", "mcp.crm/open")
+        assert point.tool("search", server="github").source == "mcp:github"

@@ -170,18 +170,8 @@ class Gate:
         return distrust
 
     def _target(self, name: str) -> Target:
-        """What a tool stands for.
-
-        Where the operator named the server, the key ``server/tool`` comes first, and a tool that has a slash in its
-        own name has no other: it must not get at what is meant for another server. What a server says of itself never
-        counts here.
-        """
-        server = self._identity.server
-        if server is not None:
-            qualified = f"{server}/{name}"
-            if "/" in name or self._runtime.resolver.mapped(qualified, FRAMEWORK) is not None:
-                return self._runtime.target_for(qualified, FRAMEWORK)
-        return self._runtime.target_for(name, FRAMEWORK)
+        """What a tool stands for; what a server says of itself never counts here."""
+        return self._runtime.target_for(name, FRAMEWORK, server=self._identity.server)
 
 
 def _name_in(info: object) -> str | None:
