@@ -265,12 +265,13 @@ def test_an_agent_inside_a_tool_is_told_to_wait(bench: Workbench) -> None:
 
 
 def test_a_governed_tool_decides_outside_of_agents_too(bench: Workbench) -> None:
-    remove, lookup = (govern_tool(one, bench.runtime()) for one in bench.bodies.tools("remove", "lookup"))
+    runtime = bench.runtime()
+    remove, lookup = (govern_tool(one, runtime) for one in bench.bodies.tools("remove", "lookup"))
     with pytest.raises(CallRefused, match="Close it instead"):
         asyncio.run(remove.invoke(arguments=REMOVE))
     assert asyncio.run(lookup.invoke(arguments=LOOKUP))[0].text == "ticket T-1 is open"
     with pytest.raises(TypeError, match="no function tool"):
-        govern_tool({"type": "web_search"}, bench.runtime())
+        govern_tool({"type": "web_search"}, runtime)
 
 
 def test_a_governed_tool_in_a_governed_agent_is_decided_once(bench: Workbench) -> None:

@@ -463,6 +463,6 @@ def test_members_that_a_function_makes(bench: Workbench) -> None:
 
 
 def test_too_old(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cra_middleware.enforcement.version", lambda name: "3.0.9")
+    monkeypatch.setattr("cra_middleware.seams.version", lambda name: "3.0.9")
     with pytest.raises(RuntimeError, match="too old"):
         govern_tools([remove], bench.runtime())

@@ -439,7 +439,7 @@ def test_one_governor_each(runtime: Runtime) -> None:
 
 
 def test_an_old_version_is_refused(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cra_middleware.enforcement.version", lambda name: "1.14.0")
+    monkeypatch.setattr("cra_middleware.seams.version", lambda name: "1.14.0")
     with pytest.raises(RuntimeError, match="too old"):
         shown(crew_of(worker(LOOKUP)), runtime)
 

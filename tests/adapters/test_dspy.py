@@ -279,7 +279,7 @@ def test_what_cannot_be_governed_is_said(runtime: Runtime) -> None:
 
 
 def test_an_old_version_is_refused(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cra_middleware.enforcement.version", lambda name: "2.6.0")
+    monkeypatch.setattr("cra_middleware.seams.version", lambda name: "2.6.0")
     with pytest.raises(RuntimeError, match="too old"):
         govern_tools([remove], runtime)
 

@@ -290,8 +290,9 @@ def test_a_run_that_raises(bench: Workbench) -> None:
 def test_no_way_around(bench: Workbench) -> None:
     """The function that a tool gives away is governed; a tool that runs otherwise is not accepted."""
     tool = erase()
-    govern_tools([tool], bench.runtime())
-    assert govern_tools([tool], bench.runtime()) == [tool]
+    runtime = bench.runtime()
+    govern_tools([tool], runtime)
+    assert govern_tools([tool], runtime) == [tool]
     assert tool.function is not None
     with pytest.raises(ActionDenied):
         tool.function(ticket_id="T-1")
@@ -333,7 +334,7 @@ def test_a_confirmation_in_place(bench: Workbench, words: str) -> None:
 
 
 def test_too_old(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cra_middleware.enforcement.version", lambda name: "3.3.9")
+    monkeypatch.setattr("cra_middleware.seams.version", lambda name: "3.3.9")
     with pytest.raises(RuntimeError, match="too old"):
         govern_tools([erase()], bench.runtime())
 

@@ -361,7 +361,7 @@ def test_only_true_is_a_yes(tmp_path: Path, answer: object) -> None:
 
 @pytest.mark.parametrize(("old", "is_old"), [("llama-index-core", "0.14.12"), ("llama-index-workflows", "2.24.9")])
 def test_too_old(runtime: Runtime, monkeypatch: pytest.MonkeyPatch, old: str, is_old: str) -> None:
-    monkeypatch.setattr("cra_middleware.enforcement.version", lambda name: is_old if name == old else "99")
+    monkeypatch.setattr("cra_middleware.seams.version", lambda name: is_old if name == old else "99")
     with pytest.raises(RuntimeError, match=f"{old} {is_old} is too old"):
         govern_tools([remove], runtime)
 

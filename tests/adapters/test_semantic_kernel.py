@@ -329,7 +329,7 @@ def test_one_governor_a_kernel(runtime: Runtime) -> None:
 
 
 def test_an_old_version_is_refused(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cra_middleware.enforcement.version", lambda name: "1.30.0")
+    monkeypatch.setattr("cra_middleware.seams.version", lambda name: "1.30.0")
     with pytest.raises(RuntimeError, match="too old"):
         govern(bare(), runtime)
 

@@ -310,7 +310,7 @@ def test_a_tool_with_a_call_and_a_setup_of_its_own(bench: Workbench) -> None:
 
 
 def test_too_old(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cra_middleware.enforcement.version", lambda name: "1.25.9")
+    monkeypatch.setattr("cra_middleware.seams.version", lambda name: "1.25.9")
     with pytest.raises(RuntimeError, match="too old"):
         govern_tools([remove], bench.runtime())
 

@@ -453,7 +453,7 @@ def test_an_agent_that_is_there_already_can_be_governed(runtime: Runtime) -> Non
 
 
 def test_an_old_version_is_refused(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cra_middleware.enforcement.version", lambda name: "1.40.0")
+    monkeypatch.setattr("cra_middleware.seams.version", lambda name: "1.40.0")
     with pytest.raises(RuntimeError, match="too old"):
         CRAPlugin(runtime)
 
