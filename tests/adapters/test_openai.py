@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-pytest.importorskip("openai", reason="the OpenAI adapter is tested with the openai extra")
+pytest.importorskip("openai", "3.54", reason="the OpenAI adapter is tested with the openai extra")
 pytest.importorskip("httpx2", reason="the OpenAI client that is tested speaks httpx2")
 
 import httpx2 as httpx

@@ -19,7 +19,7 @@ FRAMEWORKS = {
     "haystack": "haystack",
     "langchain": "langchain",
     "llama_index": "llama_index.core",
-    "mcp": "mcp",
+    "mcp": "mcp.server.mcpserver",  # of its second version
     "openai": "openai",
     "openai_agents": "agents",
     "pydantic_ai": "pydantic_ai",
