@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from sqlite3 import Connection
 
-from cra_middleware._canonical import UnrepresentableError, canonical
 from cra_middleware._sqlite_file import SqliteFile
 from cra_middleware.approvals import Answer, Approval, ApprovalError, Pending, State, answered
+from cra_middleware.kept_questions import Row, approval_of, question_of
 
 _SCHEMA = """
 CREATE TABLE approvals (
@@ -18,7 +17,6 @@ CREATE TABLE approvals (
     decided_us INTEGER);
 CREATE INDEX by_call ON approvals (session_id, action_id, arguments_digest);
 CREATE INDEX by_state ON approvals (state, session_id)"""
-_QUESTION = ("agent_id", "tool_name", "policy_id", "reason", "policy_digest", "requested_us", "expires_us")
 
 
 class SqliteApprovals:
@@ -45,16 +43,9 @@ class SqliteApprovals:
         return found[0] if found else None
 
     def add(self, pending: Pending, most: int) -> bool:
-        question = {name: getattr(pending, name) for name in _QUESTION}
-        try:
-            question |= {"arguments": json.loads(canonical(pending.arguments)), "approvers": list(pending.approvers)}
-            question["also_needed"] = [list(names) for names in pending.also_needed]
-            question["tool_call_id"] = pending.tool_call_id
-        except UnrepresentableError as error:
-            raise ApprovalError(f"the arguments cannot be kept: {error}") from error
         row = (
             *(pending.approval_id, pending.session_id, pending.action_id, pending.arguments_digest),
-            *("pending", json.dumps(question)),
+            *("pending", question_of(pending)),
         )
         with self._file.transaction() as connection:
             (waiting,) = connection.execute(
@@ -111,36 +102,8 @@ class SqliteApprovals:
 
 def _select(connection: Connection, where: str, values: tuple[str | None, ...]) -> list[Approval]:
     columns = "approval_id, session_id, action_id, arguments_digest, state, question, by, reason, decided_us"
-    return [_approval(*row) for row in connection.execute(f"SELECT {columns} FROM approvals WHERE {where}", values)]
-
-
-def _approval(
-    approval_id: str,
-    session_id: str,
-    action_id: str,
-    arguments_digest: str,
-    state: State,
-    question: str,
-    by: str | None,
-    reason: str | None,
-    decided_us: int | None,
-) -> Approval:
-    try:
-        asked = json.loads(question)
-        pending = Pending(
-            approval_id=approval_id,
-            session_id=session_id,
-            action_id=action_id,
-            arguments_digest=arguments_digest,
-            arguments=dict(asked["arguments"]),
-            approvers=tuple(asked["approvers"]),
-            also_needed=tuple(tuple(names) for names in asked["also_needed"]),
-            tool_call_id=asked.get("tool_call_id"),
-            **{name: asked[name] for name in _QUESTION},
-        )
-    except (ValueError, TypeError, KeyError) as error:
-        raise ApprovalError(f"approval {approval_id} is damaged; move the approvals' file away") from error
-    return Approval(pending=pending, state=state, by=by, reason=reason, decided_us=decided_us)
+    rows = connection.execute(f"SELECT {columns} FROM approvals WHERE {where}", values)
+    return [approval_of(Row(*row[:6]), *row[6:]) for row in rows]
 
 
 def _update(connection: Connection, approval: Approval) -> None:

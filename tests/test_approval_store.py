@@ -7,6 +7,8 @@ import os
 import sqlite3
 import stat
 import threading
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ import pytest
 
 from cra_middleware.approval_store import MAX_CLOSED, MemoryApprovals
 from cra_middleware.approvals import Answer, ApprovalError, ApprovalStore, Pending, as_answer
+from cra_middleware.postgres_approvals import PostgresApprovals
 from cra_middleware.sqlite_approvals import SqliteApprovals
+from tests.trace.postgres_server import database
 
 LATER = 10**12
 ASKED = Pending(
@@ -34,9 +38,13 @@ ASKED = Pending(
 )
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> ApprovalStore:
-    return MemoryApprovals() if request.param == "memory" else SqliteApprovals(tmp_path / "a.db")
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ApprovalStore]:
+    if request.param != "postgres":
+        yield MemoryApprovals() if request.param == "memory" else SqliteApprovals(tmp_path / "a.db")
+        return
+    with database() as conninfo, closing(PostgresApprovals(conninfo)) as made:
+        yield made
 
 
 def test_from_pending_to_consumed(store: ApprovalStore) -> None:

@@ -18,12 +18,12 @@ ADAPTERS = ROOT / "adapters" / "cra_adapters"
 
 # Every floor may import the floors before it, and its own.
 FLOORS: list[set[str]] = [
-    {"errors", "_canonical", "_clock", "_fork", "_ids", "_sqlite_file", "seams", "signatures", "leaving"},
+    {"errors", "_canonical", "_clock", "_fork", "_ids", "_sqlite_file", "_postgres", "seams", "signatures", "leaving"},
     {"atlas"},  # atlas and trace do not know each other
     {"trace"},
     {"carp"},
     {"approvals", "observer", "policies", "sidecar"},
-    {"approval_store", "sqlite_approvals", "answering", "approvers"},
+    {"approval_store", "sqlite_approvals", "postgres_approvals", "kept_questions", "answering", "approvers"},
     {"interceptor", "open_call", "keys", "observing", "stores", "sinks", "sinks_by_name"},
     {"attempt"},
     {"desk", "keeping"},

@@ -26,7 +26,7 @@ from cra_middleware.trace.sinks.postgres_shared import SHARED, PostgresSharedLog
 from cra_middleware.trace.sinks.rows import lines_of
 
 if TYPE_CHECKING:
-    from cra_middleware.trace.sinks.postgres_link import Connection
+    from cra_middleware._postgres import Connection
 
 _MOST = 2**62
 

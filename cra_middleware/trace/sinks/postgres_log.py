@@ -15,7 +15,7 @@ from cra_middleware.trace.sinks.postgres_link import PostgresLink, as_bytes, as_
 from cra_middleware.trace.sinks.rows import Row, lines_of, rows_of
 
 if TYPE_CHECKING:
-    from cra_middleware.trace.sinks.postgres_link import Connection
+    from cra_middleware._postgres import Connection
 
 _ROWS = "unnest(%s::bigint[], %s::bigint[], %s::text[], %s::bytea[]) AS rows (place, sequence, event_type, line)"
 _COLUMNS = "INSERT INTO cra_lines (session, place, sequence, event_type, line)"
