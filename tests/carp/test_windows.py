@@ -10,7 +10,8 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ from hypothesis import strategies as st
 from cra_middleware import Atlas, Runtime
 from cra_middleware.carp.counters import MemoryCounters
 from cra_middleware.carp.quota import Counters, CountersError, Exhausted, Limit, Reservation, cost_millionths
+from cra_middleware.carp.redis_counters import RedisCounters
 from cra_middleware.carp.sqlite_counters import SqliteCounters
 from cra_middleware.carp.windows import Count
 from cra_middleware.errors import CallRefused
+from tests.carp.redis_server import redis_prefix
 from tests.conftest import manifest, policies
 
 W = 60
@@ -85,9 +88,13 @@ def test_never_more_than_the_limit(capacity: int, sliding: bool, steps: list[tup
                 committed.append((max(at, start), size))
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def counters(request: pytest.FixtureRequest, tmp_path: Path) -> Counters:
-    return MemoryCounters() if request.param == "memory" else SqliteCounters(tmp_path / "c.db")
+@pytest.fixture(params=["memory", "sqlite", "redis"])
+def counters(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Counters]:
+    if request.param != "redis":
+        yield MemoryCounters() if request.param == "memory" else SqliteCounters(tmp_path / "c.db")
+        return
+    with redis_prefix() as (url, prefix), closing(RedisCounters(url, prefix, clock="caller")) as made:
+        yield made
 
 
 def take(counters: Counters, *limits: Limit, now: int = 0) -> Reservation:
