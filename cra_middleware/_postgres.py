@@ -160,7 +160,7 @@ class PostgresDatabase:
 
 
 def _defaults(timeout_seconds: float) -> dict[str, str | int]:
-    """A server that vanished without a word is noticed within the timeout and some seconds, not within a quarter hour."""
+    """With these a server that vanished without a word is noticed in seconds, not in a quarter of an hour."""
     seconds = max(2, round(timeout_seconds))
     return {
         "connect_timeout": seconds,

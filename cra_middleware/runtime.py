@@ -84,8 +84,8 @@ class Runtime:
                 kept in memory.
             approver: asks a person; without one, a call that needs approval raises ``ApprovalRequired`` and waits
                 in ``approvals``.
-            approvals: a file (SQLite) that keeps open questions over a restart and for ``cra approvals``, or a
-                store; without it, they are kept in memory.
+            approvals: a file (SQLite) or ``postgresql://…`` that keeps open questions over a restart and for
+                ``cra approvals``, or a store; without it, they are kept in memory.
             notify: hears of each new question, in a thread of its own (a webhook).
             mode: ``observe`` enforces nothing but the schemas of arguments, and records and prints what would have
                 been refused.
@@ -93,7 +93,8 @@ class Runtime:
             baseline: an Atlas whose policies are about every action; the others may only be stricter.
             project: the folder that ``$PROJECT`` in an Atlas stands for.
             costs: what a budget's ``cost_function`` names: from a call's arguments to a number.
-            counters: a file (SQLite) that several processes count in, or a store; without it, each counts by itself.
+            counters: a file (SQLite) that several processes count in, ``redis://…`` for several machines, or a store;
+                without it, each counts by itself.
             redact: values that are never recorded, beside what the Atlases name: ``*.email`` (an argument),
                 ``ticket.reply#/customer/email`` (a place in arguments and results), ``pattern:email`` (a form).
             personal: arguments and places, as for ``redact``: with ``record="full"`` the trace holds commitments to
@@ -116,7 +117,7 @@ class Runtime:
             AtlasError: when an Atlas has errors; it carries every finding.
             SinkError: when the trace folder cannot be used.
             ChainBroken: when the folder's ledger was changed since it was signed.
-            CRAError: when the signing key, or the file of ``approvals``, ``counters`` or ``sidecar``, cannot be used.
+            CRAError: when the signing key, or what ``approvals``, ``counters`` or ``sidecar`` names, cannot be used.
             ValueError: when an option has an unknown value, two Atlases collide, a policy needs ``project`` or
                 ``costs``, or personal values need ``sidecar``.
         """

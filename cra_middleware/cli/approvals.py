@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,15 +13,21 @@ import typer
 
 from cra_middleware._canonical import canonical, digest
 from cra_middleware._clock import SystemClock
-from cra_middleware.approvals import Answer, Approval, ApprovalError, Pending, State
+from cra_middleware.approvals import Answer, Approval, ApprovalError, ApprovalStore, Pending, State
 from cra_middleware.approvers import MAX_READ, NoTerminalError, Terminal, describe_pending, person
 from cra_middleware.cli.output import Format, FormatOption, emit, say, stop
-from cra_middleware.sqlite_approvals import SqliteApprovals
+from cra_middleware.stores import open_approvals
 
 app = typer.Typer(no_args_is_help=True, help="See which calls wait for a person, and answer them.")
 
 StoreOption = Annotated[
-    str, typer.Option("--store", metavar="FILE", envvar="CRA_APPROVALS", help="What Runtime(approvals=FILE) keeps.")
+    str,
+    typer.Option(
+        "--store",
+        metavar="FILE|URL",
+        envvar="CRA_APPROVALS",
+        help="What Runtime(approvals=…) keeps: postgresql:// too.",
+    ),
 ]
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="An approval's id, or enough of its end.")]
 ByOption = Annotated[str, typer.Option("--by", metavar="NAME", help="Who answers. Left out: the login name.")]
@@ -40,10 +47,12 @@ def list_command(
 
     \b
     Example:  cra approvals list --store approvals.db
+    Example:  CRA_APPROVALS=postgresql://cra@db/cra cra approvals list
 
     Exit code: 0, 1 when the store cannot be read, 2 for wrong usage.
     """
-    found = _listed(_open(store), None if everything else "pending")
+    with _open(store) as opened:
+        found = _listed(opened, None if everything else "pending")
     if format is Format.json:
         emit([_as_json(item) for item in found])
         return
@@ -69,7 +78,8 @@ def show(approval: IdArgument, store: StoreOption = "", format: FormatOption = F
 
     Exit code: 0, 1 when there is none or more than one, 2 for wrong usage.
     """
-    found = _one(_open(store), approval)
+    with _open(store) as opened:
+        found = _one(opened, approval)
     if format is Format.json:
         emit(_as_json(found))
         return
@@ -101,10 +111,10 @@ def approve(
 
     Exit code: 0 approved, 1 not (no terminal, a no, expired, answered, not yours to answer), 2 for wrong usage.
     """
-    opened = _open(store)
-    found = _one(opened, approval)
-    lines = _to_read(found, has_read.lower())
-    _answer(opened, found, lines, Answer(True, by or person(), reason or None, tuple(group or ())))
+    with _open(store) as opened:
+        found = _one(opened, approval)
+        lines = _to_read(found, has_read.lower())
+        _answer(opened, found, lines, Answer(True, by or person(), reason or None, tuple(group or ())))
 
 
 @app.command(short_help="Say no.")
@@ -119,9 +129,9 @@ def reject(
 
     Exit code: as approve.
     """
-    opened = _open(store)
-    found = _one(opened, approval)
-    _answer(opened, found, _described(found), Answer(False, by or person(), reason or None, tuple(group or ())))
+    with _open(store) as opened:
+        found = _one(opened, approval)
+        _answer(opened, found, _described(found), Answer(False, by or person(), reason or None, tuple(group or ())))
 
 
 def _to_read(found: Approval, has_read: str) -> list[str]:
@@ -144,7 +154,7 @@ def _to_read(found: Approval, has_read: str) -> list[str]:
     )
 
 
-def _answer(store: SqliteApprovals, found: Approval, lines: Sequence[str], answer: Answer) -> None:
+def _answer(store: ApprovalStore, found: Approval, lines: Sequence[str], answer: Answer) -> None:
     approved = answer.approved
     try:
         with Terminal() as terminal:
@@ -164,25 +174,28 @@ def _answer(store: SqliteApprovals, found: Approval, lines: Sequence[str], answe
     )
 
 
-def _open(path: str) -> SqliteApprovals:
-    if not path:
-        raise stop("name the store: --store FILE, or set CRA_APPROVALS", 2)
-    if not Path(path).is_file():
-        raise stop(f"{path} is no file; a runtime makes it: Runtime(..., approvals={path!r})", 1)
+@contextmanager
+def _open(name: str) -> Iterator[ApprovalStore]:
+    if not name:
+        raise stop("name the store: --store FILE or postgresql://…, or set CRA_APPROVALS", 2)
+    if "://" not in name and not Path(name).is_file():
+        raise stop(f"{name} is no file; a runtime makes it: Runtime(..., approvals={name!r})", 1)
     try:
-        return SqliteApprovals(path)
+        store = open_approvals(name)
     except ApprovalError as error:
         raise stop(error, 1) from None
+    with closing(store):
+        yield store
 
 
-def _listed(store: SqliteApprovals, state: State | None) -> list[Approval]:
+def _listed(store: ApprovalStore, state: State | None) -> list[Approval]:
     try:
         return store.listed(state)
     except ApprovalError as error:
         raise stop(error, 1) from None
 
 
-def _one(store: SqliteApprovals, name: str) -> Approval:
+def _one(store: ApprovalStore, name: str) -> Approval:
     wanted = name.lower().lstrip(".")
     found = [item for item in _listed(store, None) if item.pending.approval_id.endswith(wanted)] if wanted else []
     if len(found) != 1:

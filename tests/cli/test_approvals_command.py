@@ -7,6 +7,7 @@ import pty
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -14,6 +15,7 @@ from cra_middleware import Atlas, Runtime
 from cra_middleware.errors import ApprovalRequired, CallRefused
 from tests.cli.conftest import Cra
 from tests.conftest import manifest, policies
+from tests.trace.postgres_server import database
 
 ASK = {"policy_id": "ask", "type": "require_approval", "actions": ["refund.*"], "parameters": {"reason": "Large."}}
 
@@ -195,6 +197,28 @@ def test_who_may_not(runtime: Runtime, store: Path) -> None:
     runtime.approvals.approve(name, by="ann")
     code, shown = on_terminal("approvals", "approve", name, "--store", str(store), "--by", "ann", typed="y\n")
     assert (code, "is approved already" in shown) == (1, True)
+
+
+def test_a_store_in_a_database(cra: Cra, tmp_path: Path) -> None:
+    """The same commands; a database that is away, or a place that keeps no questions, is said so."""
+    atlas = Atlas.from_dict(manifest(policies=policies(ASK)))
+    with database() as conninfo:
+        from psycopg.conninfo import conninfo_to_dict
+
+        parts = conninfo_to_dict(conninfo)
+        options = quote(str(parts["options"]))
+        url = f"postgresql://{parts['user']}@{parts['host']}:{parts['port']}/{parts['dbname']}?options={options}"
+        with Runtime(atlas, trace=tmp_path / "traces", approvals=url) as runtime:
+            session_id, approval_id = pending(runtime)
+            assert approval_id[-8:] in cra("approvals", "list", "--store", url).stdout
+            code, shown = on_terminal("approvals", "approve", approval_id, "--store", url, "--by", "ann", typed="y\n")
+            assert (code, "approved" in shown) == (0, True)
+            session = runtime.resume(session_id)
+            assert session.call("refund.create", lambda amount: "paid", 250) == "paid"
+            assert "Nothing waits." in cra("approvals", "list", "--store", url).stdout
+    away = cra("approvals", "list", "--store", "postgresql://cra:secret@127.0.0.1:1/none")
+    assert (away.code, "cannot be used" in away.stderr, "secret" in away.stderr) == (1, True, False)
+    assert "not in http://" in cra("approvals", "list", "--store", "http://cra:secret@x").stderr
 
 
 def test_wrong_usage(cra: Cra, tmp_path: Path) -> None:
