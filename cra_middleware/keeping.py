@@ -45,10 +45,14 @@ class Recorder:
         Raises:
             AuditUnavailable: when it is not kept, and the call must not go on.
         """
+        entries = tuple(attempt.unwritten)
+        self._writer.want(*entries)
         try:
-            sealed = self._writer.write(*attempt.unwritten)
+            sealed = self._writer.write(*entries)
         except SinkError as error:
             sealed = yield from self._keep_later(attempt, error)
+        finally:
+            self._writer.give_up(*entries)
         attempt.unwritten.clear()
         attempt.operation.seen(sealed)
 

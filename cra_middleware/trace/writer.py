@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from operator import is_
 from typing import NamedTuple
 
 from cra_middleware._clock import Clock, timestamp_text, writable_us
@@ -26,11 +25,10 @@ from cra_middleware.trace.payloads import render
 from cra_middleware.trace.profiles import MAX_LINE_BYTES
 from cra_middleware.trace.shared import EndedElsewhereError, Follow, Position, read_on
 from cra_middleware.trace.sink import MovedError, SessionLog, SharedLog
+from cra_middleware.trace.unsure import Unsure
 
 RETRY_SECONDS = 0.02
 """Between two tries of a write that may go through."""
-MAX_UNSURE = 64
-"""Tries that are remembered, of which nobody knows whether they were kept."""
 
 
 class Entry(NamedTuple):
@@ -42,15 +40,6 @@ class Entry(NamedTuple):
     payload: str
     """Canonical JSON."""
     timestamp_us: int
-
-
-class _Try(NamedTuple):
-    """A batch that was handed to a shared log, which said that it was not kept."""
-
-    batch: tuple[Entry, ...]
-    sealed: list[Sealed]
-    found: list[Event]
-    """Its events, as they stand in the log all the same."""
 
 
 class ChainWriter:
@@ -77,7 +66,8 @@ class ChainWriter:
         self._missed = 0
         self._follow: Follow = _ignore
         self._is_over = False  # another process has ended the session
-        self._unsure: list[_Try] = []  # those that may be kept although we were told that they are not
+        self._is_shared = isinstance(log, SharedLog)
+        self._unsure = Unsure()
         tell_child(self)
 
     def forked(self) -> None:
@@ -85,6 +75,7 @@ class ChainWriter:
         self._lock = threading.Lock()
         self._holder = 0
         self._owed = deque()
+        self._unsure = Unsure()
 
     def heard_by(self, follow: Follow) -> None:
         """Let ``follow`` hear what other processes append, where the log is one that several write."""
@@ -122,9 +113,20 @@ class ChainWriter:
             ChainBroken: when it was changed.
             SinkError: when it cannot be read, or another process ended the session.
         """
-        if isinstance(self._log, SharedLog):
+        if self._is_shared:
             with self._lock:
-                self._read_on()
+                self._read_on(())
+
+    def want(self, *entries: Entry) -> None:
+        """Say that they are handed in again when they are not kept, until ``give_up``."""
+        if self._is_shared:
+            self._unsure.want(entries)
+
+    def give_up(self, *entries: Entry) -> None:
+        """Say that nobody hands them in any more; such as were kept unheard are another's events to us from now on."""
+        if self._is_shared:
+            for event in self._unsure.give_up(entries):
+                self._heard(event)
 
     def owe(self, entry: Entry) -> None:
         """Keep ``entry`` with the next write. Takes no lock, so a finaliser may call it."""
@@ -156,14 +158,18 @@ class ChainWriter:
             SinkError: as ``write``, at the deadline.
         """
         waited = 0.0
-        while True:
-            try:
-                return self.write(*entries, only_if=only_if)
-            except SinkError as error:
-                if not error.is_transient or waited >= deadline_seconds:
-                    raise
-            time.sleep(RETRY_SECONDS)
-            waited += RETRY_SECONDS
+        self.want(*entries)
+        try:
+            while True:
+                try:
+                    return self.write(*entries, only_if=only_if)
+                except SinkError as error:
+                    if not error.is_transient or waited >= deadline_seconds:
+                        raise
+                time.sleep(RETRY_SECONDS)
+                waited += RETRY_SECONDS
+        finally:
+            self.give_up(*entries)
 
     def flush(self) -> None:
         """Wait until everything that was kept is durable.
@@ -215,37 +221,53 @@ class ChainWriter:
     def _keep(self, entries: Sequence[Entry], only_if: Callable[[], None] | None) -> Sequence[Sealed]:
         if self._paid:
             self._drop_paid()
-        # by index, because a finaliser may append meanwhile
-        owed = [self._owed[place] for place in range(len(self._owed))] if self._owed else []
+        owed = self._owed_now()
         batch = (*owed, *entries) if owed else entries
-        missed = self._missed
-        if missed and batch:
-            batch = (self._gap(missed, batch[0].span_id), *batch)
         if not batch:  # another thread has settled it
             return ()
         self._check_over()
         while True:
-            kept = self._kept_before(batch)
-            if kept is not None:
-                sealed, end = kept, self._end
+            missed = self._missed
+            rest = [entry for entry in batch if not self._unsure.has(entry)] if self._is_shared else batch
+            sealed: list[Sealed] = []
+            end = self._end
+            if not rest:
+                missed = 0
                 break
-            if only_if is not None:
+            if only_if is not None and not (entries and all(map(self._unsure.has, entries))):
                 only_if()
-            data, sealed, end = self._sealed(batch)
+            if missed:
+                rest = (self._gap(missed, rest[0].span_id), *rest)
+            data, sealed, end = self._sealed(rest)
             try:
                 self._log.append(self._end.offset, data, end.sequence)
                 break
             except MovedError:
-                self._read_on()
-            except SinkError:
-                if isinstance(self._log, SharedLog):  # the connection may have broken behind the commit
-                    self._unsure = [*self._unsure[-MAX_UNSURE:], _Try(tuple(batch), sealed, [])]
+                self._read_on(batch)
+            except BaseException:
+                if self._is_shared:  # the connection may have broken behind the commit
+                    self._unsure.tried(rest, sealed, missed)
                 raise
         # One statement, so that no interrupt comes between: what is kept must not be owed any more.
         self._end, self._paid, self._missed = end, owed, self._missed - missed
+        if self._is_shared:
+            sealed = self._claimed(batch, sealed)
         if owed:
             self._drop_paid()
         return sealed
+
+    def _owed_now(self) -> list[Entry]:
+        # by index, because a finaliser may append meanwhile
+        return [self._owed[place] for place in range(len(self._owed))] if self._owed else []
+
+    def _claimed(self, batch: Sequence[Entry], sealed: list[Sealed]) -> list[Sealed]:
+        """What was just written, and what an earlier try of ours had kept."""
+        if sealed:
+            self._unsure.moved()
+        known = [self._unsure.claim(entry) for entry in batch]
+        gap = sealed[: len(sealed) - known.count(None)]
+        fresh = iter(sealed[len(gap) :])
+        return [*gap, *(one or next(fresh) for one in known)]
 
     def _sealed(self, batch: Sequence[Entry]) -> tuple[bytes, list[Sealed], Position]:
         """The lines of a batch, linked to the end as we know it."""
@@ -275,40 +297,25 @@ class ChainWriter:
             raise SinkError(f"an event is longer than {MAX_LINE_BYTES} bytes, which no reader takes")
         return data, sealed, Position(sequence, offset + len(data), head, last_us)
 
-    def _read_on(self) -> None:
-        """Read what others wrote, and find out which of our own tries were kept after all."""
-        tries = {item.event_id: one for one in self._unsure for item in one.sealed}
+    def _read_on(self, batch: Sequence[Entry]) -> None:
+        """Read what others wrote, and find out which of our own tries were kept after all.
 
-        def take(event: Event) -> None:
-            known = tries.get(event.event_id)
-            if known is not None:
-                known.found.append(event)
-            else:
-                self._is_over |= event.event_type == "session.ended"
-                self._follow(event)
-
-        self._end = read_on(self._log, self.session_id, self._end, take)
+        Nobody hears of anything before all of it was read: what breaks in the middle is read from the start again.
+        """
+        heard: list[Event] = []
+        before, self._end = self._end, read_on(self._log, self.session_id, self._end, heard.append)
+        self._missed -= self._unsure.hear(heard, (*self._owed_now(), *batch), self._heard)
+        if self._end is not before:
+            self._unsure.moved()
         self._check_over()
+
+    def _heard(self, event: Event) -> None:
+        self._is_over |= event.event_type == "session.ended"
+        self._follow(event)
 
     def _check_over(self) -> None:
         if self._is_over:
             raise EndedElsewhereError(f"session {self.session_id} was ended by another process; nothing may follow")
-
-    def _kept_before(self, batch: Sequence[Entry]) -> list[Sealed] | None:
-        """The batch as it stands in the log, when an earlier try of it was kept.
-
-        What was kept of tries that nobody makes any more is another's event to us, like those of other processes.
-        """
-        if not self._unsure:
-            return None
-        found = [one for one in self._unsure if one.found]
-        self._unsure = [one for one in self._unsure if not one.found]
-        for one in found:
-            if len(one.batch) == len(batch) and all(map(is_, one.batch, batch)):
-                return one.sealed
-            for event in one.found:
-                self._follow(event)
-        return None
 
     def _gap(self, missed: int, span_id: str) -> Entry:
         message = f"{missed} events are missing here: the log could not be kept, and calls were let run all the same"

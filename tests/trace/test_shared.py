@@ -133,6 +133,89 @@ def test_what_was_given_up_is_heard_of() -> None:
     assert intact(board) == 3
 
 
+def test_what_another_thread_found_is_not_written_twice() -> None:
+    """A thread reads on and finds what another one of its process tries to write again."""
+    board = Board()
+    first, second = begun(board), writer(board)
+    heard: list[str] = []
+    first.heard_by(lambda event: heard.append(event.event_type))
+    mine, others = (entry(), entry()), entry()
+    first.want(*mine)
+    board.breaks = 1
+    with pytest.raises(SinkError):
+        first.write(*mine)
+    second.write(entry())
+    first.write(others)  # another thread's: it finds ours
+    sealed = first.write_until(0, *mine)
+    first.give_up(*mine)
+    assert [item.sequence for item in sealed] == [1, 2]
+    assert intact(board) == 5
+    assert len(heard) == 1
+
+
+def test_what_is_owed_is_not_written_twice() -> None:
+    """An outcome that was kept unheard goes first into the next write, which is of more than it."""
+    board = Board()
+    first = begun(board)
+    board.breaks = 1
+    with pytest.raises(SinkError):
+        first.write_or_owe(entry())
+    first.write(entry())
+    first.settle()
+    assert intact(board) == 3
+
+
+def test_what_is_missing_is_told_once() -> None:
+    """Also when the event that tells of it was kept unheard."""
+    board = Board()
+    first = begun(board)
+    first.miss(3)
+    board.breaks = 1
+    with pytest.raises(SinkError):
+        first.write(entry())
+    first.miss(1)
+    first.write(entry())
+    told = [line for line in board.lines() if b"events_dropped" in line]
+    assert [b'"count":3' in line for line in told] == [True, False]
+    assert b'"count":1' in told[1]
+    assert intact(board) == 5
+
+
+def test_a_reading_that_breaks_tells_nothing() -> None:
+    """What was read before it broke is heard once, when all of it was read."""
+    board = Board()
+    first, second = begun(board), writer(board)
+    heard: list[str] = []
+    first.heard_by(lambda event: heard.append(event.event_type))
+    second.write(entry(), entry())
+    whole = board.lines_from
+
+    def broken(offset: int, /) -> Iterator[bytes]:
+        yield next(whole(offset))
+        raise SinkError("the connection broke", is_transient=True)
+
+    board.lines_from = broken  # type: ignore[method-assign]
+    with pytest.raises(SinkError):
+        first.write(entry())
+    board.lines_from = whole  # type: ignore[method-assign]
+    first.write(entry())
+    assert len(heard) == 2
+    assert intact(board) == 4
+
+
+def test_an_end_of_ours_that_was_kept_unheard_is_an_end() -> None:
+    """Who gave it up writes nothing behind it."""
+    board = Board()
+    first = begun(board)
+    ended = {"reason": "completed", "duration_ms": 1, "event_count": 2, "action_count": 0, "error": None}
+    board.breaks = 1
+    with pytest.raises(SinkError):
+        first.write(entry("session.ended", **ended))
+    with pytest.raises(EndedElsewhereError):
+        first.write(entry())
+    assert intact(board) == 2
+
+
 def test_a_guard_is_asked_again_after_others_wrote() -> None:
     """It sees what they wrote before anything is kept."""
     board = Board()
