@@ -80,7 +80,7 @@ class PostgresDatabase:
                     self._known = self._connect()
                 yield self._known
             except self._psycopg.Error as error:
-                raise self._told(error) from error
+                raise self._told(error, self._known) from error
 
     def twice(self, work: Callable[[Connection], _Result]) -> _Result:
         """Do ``work`` in a transaction; once more when the connection is lost.
@@ -149,8 +149,7 @@ class PostgresDatabase:
         self._known, self._pid, self._lock = None, os.getpid(), threading.RLock()
         self.generation += 1
 
-    def _told(self, error: psycopg.Error) -> Exception:
-        known = self._known
+    def _told(self, error: psycopg.Error, known: Connection | None) -> Exception:
         if known is not None and (known.broken or (not known.closed and (error.sqlstate or "").startswith(_GONE))):
             self._is_lost.now = True
             with suppress(self._psycopg.Error):

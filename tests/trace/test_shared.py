@@ -21,6 +21,7 @@ from cra_middleware.trace.sinks.postgres import PostgresSink
 from cra_middleware.trace.writer import ChainWriter, Entry
 from tests.conftest import manifest
 from tests.trace import postgres_server
+from tests.trace.places import in_child
 
 
 class Board:
@@ -324,6 +325,46 @@ def test_processes_share_a_session(database: str) -> None:
         ended = session.events[-1].payload
         assert ended["action_count"] == 30
         assert ended["event_count"] == len(session.events)
+
+
+def test_connections_of_a_pool(database: str) -> None:
+    """No more than were asked for; all are opened again when the server dropped them, and a fork has its own."""
+    import psycopg
+
+    name = f"pool {new_id()}"
+    sink = PostgresSink(psycopg.conninfo.make_conninfo(database, application_name=name), shared=True, connections=2)
+    with Runtime(Atlas.from_dict(manifest()), trace=sink, audit_deadline_seconds=0) as runtime:
+        sessions = [runtime.session("desk", keep=True) for _ in range(6)]
+
+        def work() -> None:
+            threads = [
+                threading.Thread(target=lambda one=one: [one.call("ticket.get", lambda: None) for _ in range(5)])
+                for one in sessions
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+
+        def opened(what: str) -> int:
+            with psycopg.connect(database, autocommit=True) as other:
+                found = other.execute(f"SELECT {what} FROM pg_stat_activity WHERE application_name = %s", (name,))
+                return len(found.fetchall())
+
+        work()
+        assert opened("pid") == 2
+        assert opened("pg_terminate_backend(pid, 2000)") == 2
+        with pytest.raises(CallRefused):
+            sessions[0].call("ticket.get", lambda: pytest.fail("ran"))
+        work()  # one refusal told that all were gone
+        assert in_child(lambda: [sink.count(one.id) for one in sessions][0] > 20) == "True"
+        work()
+        for session in sessions:
+            session.end()
+            assert session.verify().intact
+            assert session.events[-1].payload["action_count"] == 15
+    with pytest.raises(ValueError, match="at least one"):
+        PostgresSink(database, shared=True, connections=0)
 
 
 def test_an_outcome_is_told_once(database: str) -> None:

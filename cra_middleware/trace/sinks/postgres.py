@@ -22,6 +22,7 @@ from cra_middleware.errors import SinkError
 from cra_middleware.trace.sink import Health, Query, SessionLog
 from cra_middleware.trace.sinks.postgres_link import PostgresLink, as_number
 from cra_middleware.trace.sinks.postgres_log import PostgresLog
+from cra_middleware.trace.sinks.postgres_pool import PostgresPool
 from cra_middleware.trace.sinks.postgres_shared import SHARED, PostgresSharedLog
 from cra_middleware.trace.sinks.rows import lines_of
 
@@ -32,9 +33,11 @@ _MOST = 2**62
 
 
 class PostgresSink:
-    """Many sessions in one database, over one connection that is opened again when it was lost."""
+    """Many sessions in one database, over one connection, or some, opened again when lost."""
 
-    def __init__(self, conninfo: str, *, timeout_seconds: float = 5.0, shared: bool = False) -> None:
+    def __init__(
+        self, conninfo: str, *, timeout_seconds: float = 5.0, shared: bool = False, connections: int = 4
+    ) -> None:
         """Connect, and make the tables where there are none.
 
         Args:
@@ -42,11 +45,17 @@ class PostgresSink:
             timeout_seconds: how long to wait for a connection, and for another one's lock.
             shared: several processes write the same sessions, each with such a sink; the database puts their events
                 in order.
+            connections: how many are opened at most, where it is shared; a writer of its own needs just one, for its
+                lock.
 
         Raises:
             SinkError: when psycopg is not installed, or the database cannot be used.
         """
-        self._link = PostgresLink(conninfo, timeout_seconds)
+        self._link: PostgresLink
+        if shared:
+            self._link = PostgresPool(conninfo, timeout_seconds, connections)
+        else:
+            self._link = PostgresLink(conninfo, timeout_seconds)
         self._logs: dict[int, PostgresLog] = {}
         self._shared = shared
 
