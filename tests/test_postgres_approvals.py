@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import random
 import signal
 import subprocess
 import sys
@@ -134,15 +132,15 @@ def test_what_is_given_back_is_not_given_twice(conninfo: str, store: PostgresApp
                 store.give_back("a1")
 
 
-def _race(conninfo: str, names: list[str], won: Any) -> None:
+def _race(conninfo: str, names: list[str], begin: Any, won: Any) -> None:
     got: list[str] = []
     with closing(PostgresApprovals(conninfo)) as store:
+        begin.wait(60)
 
-        def work(seed: int) -> None:
-            order = random.Random(seed).sample(names, len(names))
-            got.extend(name for name in order if store.consume(name, 6))
+        def work() -> None:
+            got.extend(name for name in names if store.consume(name, 6))
 
-        threads = [threading.Thread(target=work, args=(os.getpid() * 8 + number,)) for number in range(8)]
+        threads = [threading.Thread(target=work) for _ in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -151,14 +149,14 @@ def _race(conninfo: str, names: list[str], won: Any) -> None:
 
 
 def test_four_processes_of_eight_threads(conninfo: str, store: PostgresApprovals) -> None:
-    """Ten yeses, 32 that want each of them: every one is used once."""
-    names = [f"a{number}" for number in range(10)]
+    """Forty yeses, 32 that want each of them: every one is used once."""
+    names = [f"a{number:02}" for number in range(40)]
     for name in names:
         store.add(replace(ASKED, approval_id=name), 99)
         store.answer(name, Answer(True, "ann"), 5)
     context = multiprocessing.get_context("spawn")
-    won = context.Queue()
-    processes = [context.Process(target=_race, args=(conninfo, names, won)) for _ in range(4)]
+    won, begin = context.Queue(), context.Barrier(4)
+    processes = [context.Process(target=_race, args=(conninfo, names, begin, won)) for _ in range(4)]
     for process in processes:
         process.start()
     assert sorted(name for _ in range(4) for name in won.get(timeout=60)) == names

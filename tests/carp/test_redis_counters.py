@@ -16,10 +16,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cra_middleware import Atlas, CallRefused, Runtime
+from cra_middleware._ids import new_id
 from cra_middleware.carp.counters import MemoryCounters
 from cra_middleware.carp.quota import CountersError, Exhausted, Limit, Reservation
 from cra_middleware.carp.redis_counters import RedisCounters
@@ -56,6 +57,12 @@ def counters(place: tuple[str, str]) -> Iterator[RedisCounters]:
 
 
 @pytest.fixture
+def by_callers_clock(place: tuple[str, str]) -> Iterator[RedisCounters]:
+    with closing(RedisCounters(*place, clock="caller")) as made:
+        yield made
+
+
+@pytest.fixture
 def server(tmp_path: Path) -> Iterator[OwnServer]:
     made = OwnServer(tmp_path)
     yield made
@@ -69,39 +76,55 @@ STEPS = st.lists(
         st.integers(0, 90),
         st.sampled_from([0, 1, 2, 3, 2**53 + 1, BIG - 1, BIG]),
     ),
-    max_size=40,
+    min_size=4,
+    max_size=60,
 )
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.sampled_from([1, 3, 10, 2**54 + 1, BIG]), st.sampled_from([None, False, True]), STEPS)
-def test_as_in_memory(capacity: int, sliding: bool | None, steps: list[tuple[str, int, int]]) -> None:
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(capacity=st.sampled_from([1, 3, 10, 2**54 + 1, BIG]), sliding=st.sampled_from([None, False, True]), steps=STEPS)
+def test_as_in_memory(
+    by_callers_clock: RedisCounters, capacity: int, sliding: bool | None, steps: list[tuple[str, int, int]]
+) -> None:
     """Whatever is done, in whatever order: the answers are those of the counters in memory, to the last millionth."""
-    memory, now = MemoryCounters(), 0
+    memory, now, counters, fresh = MemoryCounters(), 0, by_callers_clock, new_id()
     held: list[tuple[Reservation, Reservation]] = []
-    with redis_prefix() as place, closing(RedisCounters(*place, clock="caller")) as counters:
-        for what, number, amount in steps:
-            window = None if sliding is None else 60
-            one = Limit(("a", "p", "s1"), capacity, window, amount, "p", "r", bool(sliding))
-            limits = [one, one._replace(key=("other",), capacity=5, window_us=40, amount=1, is_sliding=not sliding)]
-            limits = limits if what == "both" else limits[:1]
-            if what == "wait":
-                now += number
-            elif what == "peek":
-                assert counters.peek(limits, now) == memory.peek(limits, now)
-            elif what in ("take", "both"):
-                ours, theirs = counters.reserve(limits, now), memory.reserve(limits, now)
-                if isinstance(ours, Exhausted) or isinstance(theirs, Exhausted):
-                    assert ours == theirs
-                else:
-                    held.append((ours, theirs))
-            elif what == "forget":
-                for store in (counters, memory):
-                    store.forget("s1")  # type: ignore[attr-defined]
-            elif held:
-                mine, other = held[number % len(held)]  # and perhaps again later: the second time changes nothing
-                (counters.commit if what == "commit" else counters.release)(mine)
-                (memory.commit if what == "commit" else memory.release)(other)
+    for what, number, amount in steps:
+        window = None if sliding is None else 60
+        one = Limit(("a", "p", fresh), capacity, window, amount, "p", "r", bool(sliding))
+        limits = [one, one._replace(key=("other", fresh), capacity=5, window_us=40, amount=1, is_sliding=not sliding)]
+        limits = limits if what == "both" else limits[:1]
+        if what == "wait":
+            now += number
+        elif what == "peek":
+            assert counters.peek(limits, now) == memory.peek(limits, now)
+        elif what in ("take", "both"):
+            ours, theirs = counters.reserve(limits, now), memory.reserve(limits, now)
+            if isinstance(ours, Exhausted) or isinstance(theirs, Exhausted):
+                assert ours == theirs
+            else:
+                held.append((ours, theirs))
+        elif what == "forget":
+            for store in (counters, memory):
+                store.forget(fresh)  # type: ignore[attr-defined]
+        elif held:
+            mine, other = held[number % len(held)]  # and perhaps again later: the second time changes nothing
+            (counters.commit if what == "commit" else counters.release)(mine)
+            (memory.commit if what == "commit" else memory.release)(other)
+
+
+@pytest.mark.parametrize("sliding", [False, True])
+@pytest.mark.parametrize("held_first", [False, True])
+def test_what_is_free_first(by_callers_clock: RedisCounters, sliding: bool, held_first: bool) -> None:
+    """How long to wait: until the earlier one of what is held and what was used up."""
+    one = Limit(("k",), 2, 60, 1, "p", "r", sliding)
+    first, second = by_callers_clock.reserve([one], 0), by_callers_clock.reserve([one], 10)
+    used = second if held_first else first
+    assert isinstance(used, Reservation)
+    by_callers_clock.commit(used)
+    full = by_callers_clock.peek([one], 20)
+    assert full is not None
+    assert full.retry_after_us == 40
 
 
 def test_a_long_log_is_read_page_by_page(counters: RedisCounters) -> None:
