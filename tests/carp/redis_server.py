@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import socket
@@ -18,10 +19,17 @@ import pytest
 SERVER = os.environ.get("CRA_TEST_REDIS", "redis://127.0.0.1:6379/0")
 
 
+def redis_module() -> Any:
+    """The client's package; skips where it is not installed, unless services are wanted."""
+    if os.environ.get("CRA_REQUIRE_SERVICES") == "1":
+        return importlib.import_module("redis")
+    return pytest.importorskip("redis", reason="Redis needs the redis extra")
+
+
 @contextmanager
 def redis_prefix() -> Iterator[tuple[str, str]]:
     """The server's address, and a prefix that is nobody else's."""
-    redis = pytest.importorskip("redis", reason="Redis needs the redis extra")
+    redis = redis_module()
     with closing(redis.Redis.from_url(SERVER, socket_connect_timeout=2, decode_responses=True)) as client:
         try:
             client.ping()
@@ -46,7 +54,7 @@ class OwnServer:
             if os.environ.get("CRA_REQUIRE_SERVICES") == "1":
                 pytest.fail("no redis-server program")
             pytest.skip("no redis-server program")
-        self.redis = pytest.importorskip("redis", reason="Redis needs the redis extra")
+        self.redis = redis_module()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]

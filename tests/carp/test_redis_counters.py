@@ -24,11 +24,11 @@ from cra_middleware._ids import new_id
 from cra_middleware.carp.counters import MemoryCounters
 from cra_middleware.carp.quota import CountersError, Exhausted, Limit, Reservation
 from cra_middleware.carp.redis_counters import RedisCounters
-from tests.carp.redis_server import OwnServer, redis_prefix
+from tests.carp.redis_server import OwnServer, redis_module, redis_prefix
 from tests.conftest import manifest, policies
 from tests.cutting_proxy import CuttingProxy
 
-pytest.importorskip("redis", reason="Redis needs the redis extra")
+redis = redis_module()
 SECOND = 1_000_000
 
 
@@ -167,8 +167,6 @@ def test_nothing_stays_for_ever(place: tuple[str, str], counters: RedisCounters)
     limits = [limit(9, key="ann"), limit(9, key="ann", sliding=True), limit(9, window=None, key="ann")]
     held = take(counters, *limits)
     counters.commit(take(counters, *limits))
-    import redis
-
     with closing(redis.Redis.from_url(place[0], decode_responses=True)) as client:
         keys = list(client.scan_iter(match=f"*{place[1]}*", count=1000))
         assert len(keys) == 6
