@@ -67,11 +67,12 @@ class OwnServer:
     def start(self) -> None:
         """And wait until it answers."""
         self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
-        for _ in range(200):
+        for _ in range(600):
             with closing(self.client()) as client, suppress(self.redis.exceptions.RedisError):
                 client.ping()
                 return
-            time.sleep(0.02)
+            time.sleep(0.05)
+        self.stop()
         pytest.fail("the server did not start")
 
     def stop(self) -> None:

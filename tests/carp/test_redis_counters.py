@@ -327,10 +327,10 @@ def test_a_cluster(tmp_path: Path) -> None:
     try:
         with closing(server.client()) as client:
             client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-            for _ in range(200):
+            for _ in range(600):
                 if "cluster_state:ok" in str(client.execute_command("CLUSTER", "INFO")):
                     break
-                time.sleep(0.02)
+                time.sleep(0.05)
         with closing(RedisCounters(server.url)) as counters:
             limits = [limit(2), limit(2, key="s", sliding=True), limit(2, key="b", window=None)]
             counters.commit(take(counters, *limits))
