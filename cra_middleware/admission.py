@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from cra_middleware._ids import is_id
 from cra_middleware.atlas.manifest import RISK_TIERS, RiskTier
 from cra_middleware.carp.policy import RANK, Facts
 from cra_middleware.errors import ChainBroken
@@ -74,5 +75,8 @@ def identity_of(found: Reopened, context: Mapping[str, object] | None) -> Identi
     )
     metadata = payload.get("metadata")
     behalf = metadata.get("subject") if isinstance(metadata, dict) else None
+    root = metadata.get("root_session_id") if isinstance(metadata, dict) else None
+    if isinstance(root, str) and is_id(root):  # a child goes on with its parent's budgets
+        facts = facts._replace(root_session_id=root)
     behalf = behalf.removeprefix("cra:str:") if isinstance(behalf, str) else None
     return Identity(first.session_id, first.trace_id, first.span_id, str(payload["goal"]), facts, behalf)

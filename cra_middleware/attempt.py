@@ -332,7 +332,9 @@ class Running:
             self._var.reset(self._entered)
 
 
-def told(call: LetRun, by: str, error: tuple[str, str] | None, duration_ms: int, now_us: int) -> Entry:
+def told(
+    call: LetRun, by: str, error: tuple[str, str] | None, duration_ms: int, now_us: int, result_hash: str | None
+) -> Entry:
     """The outcome of a call that ran elsewhere; ``by`` is who says so."""
     payload: dict[str, object] = {
         "action_id": call.action_id,
@@ -342,7 +344,7 @@ def told(call: LetRun, by: str, error: tuple[str, str] | None, duration_ms: int,
     if error is not None:
         payload |= {"error_code": error[0], "error_message": error[1]}
         return Entry(call.span_id, call.parent_span_id, "action.failed", payloads.render(payload), now_us)
-    payload |= {"resolution_id": call.resolution_id, "reported_by": by}
+    payload |= {"resolution_id": call.resolution_id, "result_hash": result_hash, "reported_by": by}
     return Entry(call.span_id, call.parent_span_id, "action.executed", payloads.render(payload), now_us)
 
 

@@ -133,7 +133,9 @@ class CallPath:
         """The calls that run elsewhere, the oldest first."""
         return self._elsewhere.calls
 
-    def tell(self, call: LetRun, by: str, error: tuple[str, str] | None, duration_ms: int | None) -> None:
+    def tell(
+        self, call: LetRun, by: str, error: tuple[str, str] | None, duration_ms: int | None, result_hash: str | None
+    ) -> None:
         """Record the outcome of a call that ran elsewhere.
 
         Raises:
@@ -143,7 +145,7 @@ class CallPath:
         """
         if self._is_closing():
             raise SessionEnded(f"session {self._identity.session_id} is over", action_id=call.action_id)
-        self._elsewhere.tell(call, by, error, duration_ms)
+        self._elsewhere.tell(call, by, error, duration_ms, result_hash)
         next(self._ran)
 
     def heard(self, event: Event) -> None:

@@ -40,7 +40,9 @@ class Elsewhere:
             if name in self._telling:
                 self._telling[name] = True
 
-    def tell(self, call: LetRun, by: str, error: tuple[str, str] | None, duration_ms: int | None) -> None:
+    def tell(
+        self, call: LetRun, by: str, error: tuple[str, str] | None, duration_ms: int | None, result_hash: str | None
+    ) -> None:
         """Record the outcome of one.
 
         Raises:
@@ -59,7 +61,7 @@ class Elsewhere:
                 raise _closed(name)
 
         try:
-            self._recorder.keep_now(told(call, by, error, took_ms, now_us), only_if=is_open)
+            self._recorder.keep_now(told(call, by, error, took_ms, now_us, result_hash), only_if=is_open)
         except BaseException:
             if not self._telling[name]:
                 self._untold.put(call)

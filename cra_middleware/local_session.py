@@ -181,7 +181,14 @@ class LocalSession(Session):
         """The calls that were let run elsewhere, or in a process that died, and whose outcome nobody has told yet."""
         return self._calls.untold
 
-    def tell(self, call: LetRun, by: str, error: tuple[str, str] | None = None, duration_ms: int | None = None) -> None:
+    def tell(
+        self,
+        call: LetRun,
+        by: str,
+        error: tuple[str, str] | None = None,
+        duration_ms: int | None = None,
+        result_hash: str | None = None,
+    ) -> None:
         """Record how a call of ``untold`` ended: ``by`` says so, and ``error`` is a code and a sentence.
 
         Raises:
@@ -189,7 +196,7 @@ class LocalSession(Session):
             SinkError: when it cannot be kept.
             ValueError: when the call is none of ``untold``.
         """
-        self._calls.tell(call, by, error, duration_ms)
+        self._calls.tell(call, by, error, duration_ms, result_hash)
 
     def would_wait(self, call: ToolCall) -> bool:
         identity, now_us = self._identity, self._writer.now_us()

@@ -18,6 +18,7 @@ class OpenSessions:
         self._lock = threading.Lock()
         self._open: dict[str, LocalSession] = {}
         self._kept: dict[str, LocalSession] = {}
+        self._crowded = 64
         tell_child(self)
 
     def forked(self) -> None:
@@ -36,11 +37,14 @@ class OpenSessions:
     def remember(self, session: LocalSession, keep: bool) -> None:
         """Know a session; ``keep`` lets it outlive the runtime."""
         with self._lock:
-            self._open = {key: known for key, known in self._open.items() if known.is_open}
             self._open[session.id] = session
+            if len(self._open) > self._crowded:  # not each time: looking through all of them would cost more and more
+                self._open = {key: known for key, known in self._open.items() if known.is_open}
+                self._crowded = 2 * len(self._open) + 64
+            if not keep:
+                return
             self._kept = {key: known for key, known in self._kept.items() if known.is_open}
-            if keep:
-                self._kept[session.id] = session
+            self._kept[session.id] = session
             idle = [known for known in self._kept.values() if not known.is_busy and known is not session]
             surplus = idle[: max(0, len(self._kept) - MAX_OPEN_KEPT)]
         for known in surplus:

@@ -35,7 +35,7 @@ class Opener:
         session_id: str,
         goal: str,
         facts: Facts,
-        extra: Mapping[str, str | None],
+        extra: Mapping[str, object],
         atlas_ids: Sequence[str] | None,
         request: Request | None,
     ) -> LocalSession:
@@ -51,7 +51,9 @@ class Opener:
         setting, epoch = self._setting, self._setting.policies.epoch
         log = self._sink.create(session_id)
         try:
-            identity = Identity(session_id, new_id(), new_id(), goal, facts, extra.get("subject"))
+            subject = extra.get("subject")
+            behalf = subject if isinstance(subject, str) else None
+            identity = Identity(session_id, new_id(), new_id(), goal, facts, behalf)
             writer = ChainWriter(log, setting.clock, session_id, identity.trace_id)
             session = LocalSession(setting, identity, writer, log)
             metadata = {

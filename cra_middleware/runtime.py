@@ -250,6 +250,9 @@ class Runtime:
         subject: str | None = None,
         parent: Session | None = None,
         keep: bool = False,
+        session_id: str | None = None,
+        metadata: Mapping[str, object] | None = None,
+        request: Request | None = None,
     ) -> Session:
         """Open a session; ``with`` ends it. Opened while another of this runtime is current, it is that one's child.
 
@@ -264,6 +267,9 @@ class Runtime:
                 be an id of yours and no name. A child acts for the same as its parent, if nothing else is said.
             parent: whose child it is, when that is not the current session.
             keep: ``close()`` detaches the session instead of ending it.
+            session_id: a UUID that nobody has used; made here by default.
+            metadata: more to be recorded with its first event.
+            request: what it begins by asking, instead of a plain resolution.
 
         Raises:
             SinkError: when the trace cannot be begun.
@@ -273,11 +279,14 @@ class Runtime:
         above = self._sessions.get(wanted.id) if wanted is not None and wanted.is_open else None
         if parent is not None and above is None:
             raise ValueError("the parent is no open session of this runtime")
-        session_id = new_id()
-        facts = facts_of(session_id, agent_id, risk_tier, context or {}, atlas_ids, above.facts if above else None)
+        session_id = session_id or new_id()
+        named = request.atlas_ids if request is not None and atlas_ids is None else atlas_ids
+        facts = facts_of(session_id, agent_id, risk_tier, context or {}, named, above.facts if above else None)
         subject = subject or (above.behalf if above else None)
-        extra = {"external_id": external_id, "subject": subject, "parent_session_id": above.id if above else None}
-        return self._start(session_id, goal, facts, extra, atlas_ids, None, keep, above)
+        parent_id, root = (above.id, facts.root_session_id) if above else (None, None)
+        told = {"external_id": external_id, "subject": subject, "parent_session_id": parent_id, "root_session_id": root}
+        extra = {**(metadata or {}), **told}
+        return self._start(session_id, goal, facts, extra, atlas_ids, request, keep, above)
 
     def resolve(self, request: Request | Mapping[str, object]) -> Resolution:
         """Answer a whole CARP request, in the session it names; one that is not open yet is started.
@@ -387,7 +396,7 @@ class Runtime:
         session_id: str,
         goal: str,
         facts: Facts,
-        extra: Mapping[str, str | None],
+        extra: Mapping[str, object],
         atlas_ids: Sequence[str] | None,
         request: Request | None,
         keep: bool,
