@@ -14,7 +14,7 @@ from cra_middleware.trace.sinks.postgres import PostgresSink
 from cra_middleware.trace.sinks.sqlite import SqliteSink
 
 SQLITE = "sqlite:"
-_POSTGRES = ("postgresql://", "postgres://")
+POSTGRES = ("postgresql://", "postgres://")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:", re.ASCII)
 _KINDS = "a folder, sqlite:FILE or postgresql://user@host/database"
 
@@ -27,7 +27,7 @@ def open_sink(text: str) -> TraceStore:
     Raises:
         SinkError: when the text names nothing, or the place cannot be used.
     """
-    if text.startswith(_POSTGRES):
+    if text.startswith(POSTGRES):
         return PostgresSink(text)
     if text.startswith(SQLITE):
         name = text.removeprefix(SQLITE)
@@ -55,7 +55,7 @@ def open_existing(text: str) -> TraceStore:
     is_file = text.startswith(SQLITE)
     path = Path(text.removeprefix(SQLITE))
     try:
-        if not text.startswith(_POSTGRES) and not (path.is_file() if is_file else path.is_dir()):
+        if not text.startswith(POSTGRES) and not (path.is_file() if is_file else path.is_dir()):
             raise SinkError(f"there is no {'file' if is_file else 'folder'} {path}; traces are in {_KINDS}")
     except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL
         raise SinkError(f"that is no place for traces: {error}") from error

@@ -38,7 +38,7 @@ FLOORS: list[set[str]] = [
     {"enforcement"},
     {"dispatch"},
     {"lines", "openapi_tools", "policy_tests", "replay", "sketch", "testing", "trace_page"},
-    {"coding_agents", "mcp_proxy"},
+    {"coding_agents", "mcp_proxy", "server"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}

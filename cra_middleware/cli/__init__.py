@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from cra_middleware.cli import (
+    apikeys,
     approvals,
     atlas,
     compare,
@@ -30,6 +31,7 @@ from cra_middleware.cli.check import check
 from cra_middleware.cli.doctor import doctor
 from cra_middleware.cli.mcp_proxy import mcp_proxy
 from cra_middleware.cli.output import complain
+from cra_middleware.cli.serve import serve
 
 app = typer.Typer(
     name="cra",
@@ -44,6 +46,7 @@ app.add_typer(atlas.app, name="atlas")
 app.command("check")(check)
 app.command("doctor")(doctor)
 app.command("mcp-proxy")(mcp_proxy)
+app.command("serve")(serve)
 trace.app.command("report", short_help="What was decided, counted.")(report.report)
 trace.app.command("learn", short_help="Propose an Atlas from what was called.")(sketch.learn_command)
 trace.app.command("diff", short_help="How one trace differs from another.")(compare.diff_command)
@@ -59,6 +62,7 @@ trace.app.command("import", short_help="Bring sessions in from another store.")(
 app.add_typer(trace.app, name="trace")
 app.add_typer(keys.app, name="keys")
 app.add_typer(approvals.app, name="approvals")
+app.add_typer(apikeys.app, name="apikeys")
 app.add_typer(hook.app, name="hook")
 
 
@@ -93,6 +97,7 @@ def start(
     cra doctor atlases/support                  see what is not governed
     cra mcp-proxy --atlas ATLAS -- COMMAND      govern the tools of an MCP server
     cra hook install claude-code --atlas DIR    govern a coding agent by its own hooks
+    cra serve --atlas atlases/ --trace traces/  govern many agents, over HTTP
 
     Whatever tells something takes --format json.
     """

@@ -1,0 +1,104 @@
+"""Persons' answers: who may see a question, and who may answer it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cra_middleware._clock import timestamp_text
+from cra_middleware.approvals import Approval, State
+from cra_middleware.server.access import Caller
+from cra_middleware.server.faults import Fault
+from cra_middleware.server.host import Host
+from cra_middleware.server.wire import Reply
+
+
+class Answering:
+    """The approvals of one host."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def listed(self, caller: Caller, state: State | None, session_id: str | None) -> list[Approval]:
+        """Questions that the caller may see, oldest first.
+
+        Raises:
+            Fault: when it may see only its own, and ``session_id`` is not one of those.
+        """
+        if not caller.is_any("approver", "auditor"):
+            if session_id is None:
+                raise Fault("FORBIDDEN", "name a session of yours: session_id")
+            self._host.readable(caller, session_id)
+        return self._host.runtime.approvals.list(state, session_id)
+
+    def get(self, caller: Caller, approval_id: str) -> Approval:
+        """One question.
+
+        Raises:
+            Fault: when there is none that the caller may see.
+        """
+        approval = self._host.runtime.approvals.get(approval_id)
+        if approval is None:
+            raise _no_approval(approval_id)
+        if not caller.is_any("approver", "auditor"):
+            try:
+                self._host.readable(caller, approval.pending.session_id)
+            except Fault:
+                raise _no_approval(approval_id) from None
+        return approval
+
+    def answer(self, caller: Caller, approval_id: str, approved: bool, reply: Reply) -> Approval:
+        """Say yes or no in the caller's name.
+
+        Raises:
+            ApprovalError: when it is answered or expired, or another's yes is wanted.
+            Fault: when the caller may not answer it.
+        """
+        if not caller.is_any("approver"):
+            raise Fault("FORBIDDEN", "this key may not answer questions")
+        pending = self.get(caller, approval_id).pending
+        if not caller.is_local:
+            row = self._host.session_row(pending.session_id)
+            is_creator = row is None or row.creator == caller.identity  # nobody answers what nobody knows the asker of
+            is_agent = "agent" in caller.roles and caller.may_be(pending.agent_id)
+            if is_creator or is_agent or caller.name.casefold() == pending.agent_id.casefold():
+                raise Fault("FORBIDDEN", "who asked may not answer itself")
+            if not set(reply.groups) <= set(caller.groups):
+                raise Fault("FORBIDDEN", "this key does not speak for those groups")
+        groups = reply.groups or caller.groups
+        act = self._host.runtime.approvals.approve if approved else self._host.runtime.approvals.reject
+        return act(approval_id, by=caller.name, reason=reply.reason, groups=groups)
+
+
+def as_json(approval: Approval) -> dict[str, object]:
+    """A question on the wire."""
+    pending = approval.pending
+    told: dict[str, object] = {
+        "approval_id": pending.approval_id,
+        "state": approval.state,
+        "session_id": pending.session_id,
+        "agent_id": pending.agent_id,
+        "action_id": pending.action_id,
+        "tool_name": pending.tool_name,
+        "arguments": dict(pending.arguments),
+        "policy_id": pending.policy_id,
+        "reason": pending.reason,
+        "approvers": list(pending.approvers),
+        "requested_at": timestamp_text(pending.requested_us),
+        "expires_at": timestamp_text(pending.expires_us),
+    }
+    if pending.also_needed:
+        told["also_needed"] = [list(names) for names in pending.also_needed]
+    if approval.decided_us is not None:
+        told |= {"decided_at": timestamp_text(approval.decided_us), "by": approval.by}
+    if approval.reason is not None:
+        told["answer_reason"] = approval.reason
+    return told
+
+
+def all_json(approvals: Sequence[Approval]) -> dict[str, object]:
+    """Questions on the wire."""
+    return {"items": [as_json(approval) for approval in approvals], "total": len(approvals)}
+
+
+def _no_approval(approval_id: str) -> Fault:
+    return Fault("APPROVAL_NOT_FOUND", f"there is no approval {approval_id[:64]}")

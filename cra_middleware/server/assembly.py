@@ -1,0 +1,157 @@
+"""A whole server from names: where Atlases lie, where traces go, where the server keeps what is its own.
+
+Without other stores, approvals, counters, keys and the index are SQLite files in one folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, cast
+
+from fastapi import FastAPI
+
+from cra_middleware._clock import Clock, SystemClock
+from cra_middleware.approvals import ApprovalStore
+from cra_middleware.carp.quota import Counters
+from cra_middleware.carp.sqlite_counters import SqliteCounters
+from cra_middleware.errors import CRAError
+from cra_middleware.runtime import Runtime
+from cra_middleware.server.access import ApiKeys, Guard, Tokens
+from cra_middleware.server.app import Extend, create_app
+from cra_middleware.server.atlas_folder import AtlasFolder
+from cra_middleware.server.book import Book
+from cra_middleware.server.calls import DEFAULT_TIMEOUT_SECONDS, Executor
+from cra_middleware.server.host import IDLE_SECONDS, MAX_OPEN, Host
+from cra_middleware.server.routing import Limits
+from cra_middleware.server.sqlite_api_keys import SqliteApiKeys
+from cra_middleware.server.sqlite_book import SqliteBook
+from cra_middleware.sinks_by_name import POSTGRES, SQLITE, is_folder, sink_for
+from cra_middleware.sqlite_approvals import SqliteApprovals
+from cra_middleware.trace.sink import Sink, TraceStore
+from cra_middleware.trace.sinks.postgres import PostgresSink
+
+STATE = "server"
+"""The folder of the server's own files, beside the traces."""
+
+
+class NoPlaceError(CRAError):
+    """Nobody said where the server keeps its own files."""
+
+
+def state_folder(trace: str | Path, state: str | Path | None = None) -> Path:
+    """Where a server that writes to ``trace`` keeps its own files; made when it is not there.
+
+    Raises:
+        NoPlaceError: when ``trace`` is no place on this machine, and ``state`` is not given; or it cannot be made.
+    """
+    text = str(trace)
+    if state is not None:
+        folder = Path(state)
+    elif text.startswith(SQLITE):
+        folder = Path(text.removeprefix(SQLITE) + f".{STATE}")
+    elif is_folder(text):
+        folder = Path(text) / STATE
+    else:
+        raise NoPlaceError("say where the server keeps its own files: --state DIR")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise NoPlaceError(f"{folder} cannot be made: {error.strerror}") from error
+    return folder
+
+
+def open_keys(folder: Path) -> SqliteApiKeys:
+    """The keys in a state folder.
+
+    Raises:
+        ApiKeyError: when they cannot be read.
+    """
+    return SqliteApiKeys(folder / "api-keys.db")
+
+
+def assemble(
+    atlas: Sequence[str | Path],
+    trace: str | Path | Sink,
+    *,
+    state: str | Path | None = None,
+    keys: ApiKeys | None = None,
+    tokens: Tokens | None = None,
+    approvals: ApprovalStore | None = None,
+    counters: Counters | None = None,
+    book: Book | None = None,
+    executors: Mapping[str, Executor] | None = None,
+    record: Literal["hash", "full"] = "hash",
+    mode: Literal["enforce", "observe"] = "enforce",
+    durability: Literal["write_through", "sync"] = "write_through",
+    signing_key: str | Path | None = None,
+    sidecar: str | Path | None = None,
+    redact: Sequence[str] = (),
+    project: str | Path | None = None,
+    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+    max_open: int = MAX_OPEN,
+    idle_seconds: float = IDLE_SECONDS,
+    limits: Limits | None = None,
+    clock: Clock | None = None,
+    extend: Extend | None = None,
+) -> FastAPI:
+    """The application; ``app.state.cra`` is its ``Service``.
+
+    Args:
+        atlas: Atlases, or folders of them.
+        trace: a folder, ``sqlite:FILE``, ``postgresql://…``, or a sink that can be asked about what it holds.
+        state: a folder for the server's own files; left out, beside the traces.
+        keys: who may come in; without them and ``tokens`` everybody, under a local name only.
+        approvals: where questions are kept, ``counters`` where limits are counted, ``book`` the index; left out, files
+            in ``state``.
+        extend: adds endpoints.
+
+    The other arguments are those of ``Runtime``, ``Host`` and ``create_app``.
+
+    Raises:
+        CRAError: when an Atlas has errors, or a place cannot be used.
+        ValueError: as when a ``Runtime`` is made.
+    """
+    time = clock or SystemClock()
+    folder = AtlasFolder(atlas, time.wall_us)
+    lacks = None in (approvals, counters, book)
+    own = state_folder(trace if isinstance(trace, (str, Path)) else "postgresql:", state) if lacks else None
+    if own is not None:
+        approvals = approvals or SqliteApprovals(own / "approvals.db")
+        counters = counters or SqliteCounters(own / "counters.db")
+        book = book or SqliteBook(own / "book.db")
+    assert book is not None
+    store = _store(trace, signing_key, shared=not lacks)
+    runtime = Runtime(
+        folder.atlases,
+        trace=store,
+        approvals=approvals,
+        counters=counters,
+        mode=mode,
+        record=record,
+        durability=durability,
+        sidecar=sidecar,
+        redact=redact,
+        project=project,
+        clock=time,
+    )
+    host = Host(runtime, store, book, folder=folder, clock=time, max_open=max_open, idle_seconds=idle_seconds)
+    is_on_disk = isinstance(trace, (str, Path)) and is_folder(str(trace))
+    return create_app(
+        host,
+        Guard(keys, tokens, time.wall_us),
+        executors=executors,
+        record_full=record == "full",
+        timeout_seconds=timeout_seconds,
+        counters=counters,
+        disk=Path(str(trace)) if is_on_disk else own,
+        limits=limits,
+        extend=extend,
+    )
+
+
+def _store(trace: str | Path | Sink, signing_key: str | Path | None, shared: bool) -> TraceStore:
+    """The sink; a database whose sessions several processes write, where nothing else of the server's is its own."""
+    if shared and isinstance(trace, str) and trace.startswith(POSTGRES):
+        return PostgresSink(trace, shared=True)
+    return cast(TraceStore, sink_for(trace, signing_key))

@@ -1,0 +1,122 @@
+"""What the server itself must remember over a restart: whose a session is, which calls are out, which requests it
+has answered. The traces stay the record; this is the index beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Protocol
+
+from cra_middleware.errors import CRAError
+
+State = Literal["active", "ended", "all"]
+
+
+class BookError(CRAError):
+    """The book cannot be read or written now."""
+
+    code = "storage_locked"
+
+
+class SessionRow(NamedTuple):
+    """One session."""
+
+    session_id: str
+    agent_id: str
+    creator: str
+    """The identity of the key or token that opened it; empty when nobody knows."""
+    goal: str
+    created_us: int
+    ended_us: int | None = None
+    atlas_ids: tuple[str, ...] = ()
+    """Those that the caller named."""
+    parent_session_id: str | None = None
+    metadata: str = "{}"
+    """What the caller said beside it, as JSON."""
+    context: str = "{}"
+    """The facts of an open session, as JSON: a trace need not hold them. Forgotten when it ends."""
+
+
+class ExecutionRow(NamedTuple):
+    """A call that was let run elsewhere."""
+
+    execution_id: str
+    session_id: str
+    caller: str
+    deadline_us: int
+    report: str | None = None
+    """What was told of it, as a digest; None while nobody has."""
+
+
+class Answer(NamedTuple):
+    """What a request was answered with."""
+
+    digest: str
+    """Of what was asked."""
+    status: int
+    body: bytes
+    approval_id: str | None = None
+    """The question that it waits for."""
+    retry_after_seconds: float | None = None
+
+
+class Claim(NamedTuple):
+    """Whether a request is a new one."""
+
+    state: Literal["new", "answered", "running"]
+    answer: Answer | None = None
+
+
+class Book(Protocol):
+    """Safe under threads. Every method is atomic, and raises ``BookError`` when it cannot be done."""
+
+    def add_session(self, row: SessionRow) -> bool:
+        """Keep a new session; False when there is one of this id."""
+        ...
+
+    def session(self, session_id: str) -> SessionRow | None:
+        """One session."""
+        ...
+
+    def end_session(self, session_id: str, ended_us: int) -> None:
+        """It has ended: its facts are forgotten."""
+        ...
+
+    def children(self, session_id: str) -> Sequence[str]:
+        """The open sessions below one."""
+        ...
+
+    def sessions(self, state: State, creator: str | None, limit: int, offset: int) -> tuple[Sequence[SessionRow], int]:
+        """A page of them, the newest first, and how many there are; only those of ``creator`` when one is named."""
+        ...
+
+    def claim(self, session_id: str, key: str, digest: str, now_us: int) -> Claim:
+        """Begin to answer a request; of several that are the same, exactly one is told that it is new."""
+        ...
+
+    def answer(self, session_id: str, key: str, answer: Answer, now_us: int, call: ExecutionRow | None = None) -> None:
+        """Keep what a claimed request is answered with, and the call that it let run."""
+        ...
+
+    def give_back(self, session_id: str, key: str) -> None:
+        """A claimed request was not answered: it may be made again."""
+        ...
+
+    def execution(self, execution_id: str) -> ExecutionRow | None:
+        """A call that was let run."""
+        ...
+
+    def reported(self, execution_id: str, report: str) -> None:
+        """The outcome of a call is known."""
+        ...
+
+    def overdue(self, now_us: int, most: int) -> Sequence[ExecutionRow]:
+        """Calls that nobody has told of in time."""
+        ...
+
+    def prune(self, before_us: int) -> None:
+        """Forget answers and reported calls from before then."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...

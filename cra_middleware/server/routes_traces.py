@@ -1,0 +1,113 @@
+"""Traces: read, verified, streamed, taken over."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import orjson
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from cra_middleware.errors import CRAError
+from cra_middleware.server.archive import Archive, verdict_json
+from cra_middleware.server.faults import Fault, fault_of
+from cra_middleware.server.routes_sessions import AGENTS, READERS, session_json
+from cra_middleware.server.routing import Ask, Routes, Said
+from cra_middleware.server.wire import Note, read_body
+
+NDJSON = "application/x-ndjson"
+POLL_SECONDS = 0.25
+_BATCH = 500
+_REFUSED = 1008
+
+
+def add_traces(routes: Routes, archive: Archive) -> None:
+    """The endpoints of traces."""
+
+    def page(ask: Ask) -> Said:
+        session_id = ask.path["session_id"]
+        lines = archive.page(
+            ask.caller,
+            session_id,
+            ask.query.get("event_type"),
+            ask.whole_number("since_sequence", None, 0, 2**53),
+            ask.whole_number("limit", 100, 1, 1000) or 100,
+        )
+        if NDJSON in ask.headers.get("accept", ""):
+            return Said(200, b"".join(lines), media_type=NDJSON)
+        events = [orjson.loads(line) for line in lines]
+        total = archive.count(session_id)
+        told = {"events": events, "session_id": session_id, "total": total, "last_sequence": max(0, total - 1)}
+        return Said(200, told)
+
+    def verify(ask: Ask) -> Said:
+        return Said(200, verdict_json(archive.verify(ask.caller, ask.path["session_id"])))
+
+    def note(ask: Ask) -> Said:
+        archive.note(ask.caller, ask.path["session_id"], read_body(Note, ask.json()))
+        return Said(204)
+
+    def upload(ask: Ask) -> Said:
+        if ask.headers.get("content-type", "").partition(";")[0].strip().lower() != NDJSON:
+            raise Fault("UNSUPPORTED_MEDIA_TYPE", f"the body is {NDJSON}")
+        return Said(201, session_json(archive.upload(ask.caller, ask.path["session_id"], ask.data)))
+
+    routes.add("GET", "/v1/traces/{session_id}", READERS, page)
+    routes.add("PUT", "/v1/traces/{session_id}", AGENTS, upload, upload=True)
+    routes.add("POST", "/v1/traces/{session_id}/verify", READERS, verify)
+    routes.add("GET", "/v1/traces/{session_id}/verify", READERS, verify)
+    routes.add("POST", "/v1/traces/{session_id}/note", AGENTS, note)
+
+
+class Stream:
+    """``WebSocket /v1/traces/stream?session_id=…&since_sequence=…``: each event as it is kept, until the last."""
+
+    rule = READERS
+
+    def __init__(self, routes: Routes, archive: Archive, is_stopping: Callable[[], bool]) -> None:
+        self._routes = routes
+        self._archive = archive
+        self._is_stopping = is_stopping
+
+    async def serve(self, socket: WebSocket) -> None:
+        """Serve one listener."""
+        loop, pool = asyncio.get_running_loop(), self._routes.pool
+        session_id = socket.query_params.get("session_id", "")
+        since = socket.query_params.get("since_sequence")
+        after = int(since) if since and since.isascii() and since.isdigit() and len(since) < 17 else None
+        try:
+            caller = await loop.run_in_executor(pool, self._routes.enter, socket, READERS)
+
+            def more() -> Sequence[bytes]:
+                return self._archive.page(caller, session_id, None, after, _BATCH)
+
+            lines = await loop.run_in_executor(pool, more)
+            await socket.accept()
+            gone = asyncio.ensure_future(_until_gone(socket))
+            try:
+                while not gone.done():
+                    for line in lines:
+                        await socket.send_text(line.decode().rstrip("\n"))
+                        event = orjson.loads(line)
+                        after = event["sequence"]
+                        if event["event_type"] == "session.ended":
+                            await socket.close()
+                            return
+                    if self._is_stopping():
+                        await socket.close(1001)
+                        return
+                    if len(lines) < _BATCH:
+                        await asyncio.wait((gone,), timeout=POLL_SECONDS)
+                    lines = await loop.run_in_executor(pool, more)
+            finally:
+                gone.cancel()
+        except CRAError as error:
+            await socket.close(_REFUSED, fault_of(error).code)
+        except WebSocketDisconnect:
+            return
+
+
+async def _until_gone(socket: WebSocket) -> None:
+    """What a listener says is not heard; that it leaves is."""
+    while (await socket.receive())["type"] != "websocket.disconnect":
+        continue

@@ -1,0 +1,86 @@
+"""Bearer tokens (JWT) of an identity provider: read with PyJWT, its public keys from a JWKS address or file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, cast
+
+import jwt
+
+from cra_middleware.server.access import ROLES, Caller, Role
+from cra_middleware.server.faults import Fault
+
+ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+"""Signatures that only the provider can make: never ``none``, never a secret that this server would know too."""
+_LEEWAY_SECONDS = 30
+
+
+class KeySource(Protocol):
+    """Where a provider's public keys come from; ``jwt.PyJWKClient`` is one."""
+
+    def get_signing_key_from_jwt(self, token: str | bytes) -> jwt.PyJWK:
+        """The key that a token names."""
+        ...
+
+
+class JwtTokens:
+    """Tokens of one issuer for one audience. Claims: ``sub``, ``roles``, ``agent_ids``, ``atlas_ids``, ``groups``."""
+
+    def __init__(self, keys: KeySource | str, *, issuer: str, audience: str, roles_claim: str = "roles") -> None:
+        """``keys`` is an ``https://`` address of a JWKS document, or where keys come from.
+
+        Raises:
+            ValueError: when the address is not one to trust, or issuer or audience is empty.
+        """
+        if isinstance(keys, str) and not keys.startswith(("https://", "http://127.0.0.1", "http://localhost")):
+            raise ValueError("a JWKS address begins with https://")
+        if not issuer or not audience:
+            raise ValueError("a token's issuer and audience have to be known")
+        self._keys: KeySource = jwt.PyJWKClient(keys, timeout=5) if isinstance(keys, str) else keys
+        self._issuer = issuer
+        self._audience = audience
+        self._roles_claim = roles_claim
+
+    def caller(self, token: str) -> Caller:
+        """Who the token speaks for.
+
+        Raises:
+            Fault: when it does not count.
+        """
+        try:
+            if jwt.get_unverified_header(token).get("alg") not in ALGORITHMS:
+                raise Fault("UNAUTHORIZED", "the token is not signed in a way that counts")
+            claims: Mapping[str, object] = jwt.decode(
+                token,
+                self._keys.get_signing_key_from_jwt(token),
+                algorithms=list(ALGORITHMS),
+                audience=self._audience,
+                issuer=self._issuer,
+                leeway=_LEEWAY_SECONDS,
+                options={"require": ["exp", "iss", "aud", "sub"]},
+            )
+        except jwt.PyJWKClientConnectionError as error:
+            raise Fault("UNAVAILABLE", "the identity provider's keys cannot be had now", recoverable=True) from error
+        except (jwt.PyJWTError, ValueError) as error:
+            raise Fault("UNAUTHORIZED", "the token does not count") from error
+        subject = str(claims["sub"])
+        roles = frozenset(cast(Role, role) for role in _texts(claims.get(self._roles_claim)) if role in ROLES)
+        return Caller(
+            name=subject,
+            identity=f"token:{self._issuer} {subject}",
+            roles=roles,
+            agent_ids=_texts(claims["agent_ids"]) if "agent_ids" in claims else (_literal(subject),),
+            atlas_ids=_texts(claims["atlas_ids"]) if "atlas_ids" in claims else ("*",),
+            groups=_texts(claims.get("groups")),
+        )
+
+
+def _texts(claim: object) -> tuple[str, ...]:
+    if isinstance(claim, str):
+        return tuple(claim.split())
+    return tuple(item for item in claim if isinstance(item, str)) if isinstance(claim, Sequence) else ()
+
+
+def _literal(subject: str) -> str:
+    """A subject that nobody can write as a glob."""
+    return subject if "*" not in subject and "?" not in subject else "\0"

@@ -1,0 +1,148 @@
+"""What clients send: the published bodies with our optional keys. An unknown key is refused, for it may be a misspelt
+restriction."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from cra_middleware.atlas.manifest import RiskTier
+from cra_middleware.carp.messages import Request, Uuid
+from cra_middleware.server.faults import Fault
+
+Body = TypeVar("Body", bound=BaseModel)
+Name = Annotated[str, Field(min_length=1, max_length=255)]
+Text = Annotated[str, Field(min_length=1, max_length=1000)]
+Timestamp = Annotated[str, Field(max_length=64)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class CreateSession(_Body):
+    """``POST /v1/sessions``."""
+
+    agent_id: Name
+    goal: Annotated[str, Field(min_length=1, max_length=10_000)]
+    atlas_id: Name | None = None
+    metadata: dict[str, JsonValue] = {}
+    risk_tier: RiskTier = "low"
+    context: dict[str, JsonValue] = {}
+    atlas_ids: list[Name] | None = None
+    external_id: Name | None = None
+    subject: Name | None = None
+    parent_session_id: Uuid | None = None
+    session_id: Uuid | None = None
+    request: Annotated[Request | None, Field(strict=False)] = None
+
+
+class Requester(_Body):
+    """Who asks."""
+
+    agent_id: Name
+    session_id: Uuid
+    parent_session_id: Uuid | None = None
+
+
+class Task(_Body):
+    """What for; nothing here decides a call."""
+
+    goal: str | None = None
+
+
+class Execution(_Body):
+    """The call."""
+
+    resolution_id: Uuid | None = None
+    action_id: Name
+    parameters: dict[str, JsonValue]
+    idempotency_key: Name | None = None
+    tool_name: Name | None = None
+    tool_call_id: Name | None = None
+    agent_name: Name | None = None
+    framework: Name | None = None
+    distrust: Text | None = None
+
+
+class Execute(_Body):
+    """``POST /v1/execute``."""
+
+    carp_version: Literal["1.0"]
+    request_id: Uuid
+    timestamp: Timestamp
+    operation: Literal["execute"]
+    requester: Requester
+    task: Task | None = None
+    execution: Execution
+
+
+class ReportedError(_Body):
+    """What a tool raised."""
+
+    code: Annotated[str, Field(min_length=1, max_length=100)]
+    message: Annotated[str, Field(max_length=10_000)] = ""
+
+
+class Report(_Body):
+    """``POST /v1/executions/{execution_id}/report``."""
+
+    session_id: Uuid
+    status: Literal["success", "error"]
+    duration_ms: Annotated[int, Field(ge=0, le=2**53 - 1)] | None = None
+    result_hash: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    error: ReportedError | None = None
+
+
+class Reject(_Body):
+    """``POST /v1/executions/reject``."""
+
+    session_id: Uuid
+    action_id: Name
+    tool_name: Name
+    reason: Text
+    parameters: dict[str, JsonValue] = {}
+    tool_call_id: Name | None = None
+    agent_name: Name | None = None
+
+
+class Reply(_Body):
+    """``POST /v1/approvals/{approval_id}/approve`` and ``/reject``."""
+
+    reason: Annotated[str, Field(max_length=1000)] | None = None
+    groups: list[Name] = []
+
+
+class End(_Body):
+    """``POST /v1/sessions/{session_id}/end``."""
+
+    reason: Literal["completed", "timeout", "error", "cancelled"] = "completed"
+    error: Annotated[str, Field(max_length=1000)] | None = None
+
+
+class Note(_Body):
+    """``POST /v1/traces/{session_id}/note``."""
+
+    error_code: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,100}$")]
+    message: Text
+
+
+def read_body(model: type[Body], value: object, code: str = "INVALID_CARP_REQUEST") -> Body:
+    """``value`` as a ``model``.
+
+    Raises:
+        Fault: with every mistake's place; never with the value itself.
+    """
+    try:
+        return model.model_validate(value)
+    except (ValidationError, RecursionError) as error:
+        wrong = (
+            error.errors(include_url=False, include_context=False, include_input=False)
+            if isinstance(error, ValidationError)
+            else []
+        )
+        findings = [
+            {"at": "/" + "/".join(str(part)[:100] for part in item["loc"]), "why": item["msg"]} for item in wrong[:50]
+        ]
+        raise Fault(code, "the body is not what this endpoint takes", details={"findings": findings}) from None
