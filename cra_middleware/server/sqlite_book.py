@@ -147,5 +147,5 @@ class SqliteBook:
 
 
 def _session(row: tuple[object, ...]) -> SessionRow:
-    known = SessionRow._make(row)  # type: ignore[arg-type]
+    known = SessionRow._make(row)
     return known._replace(atlas_ids=tuple(json.loads(str(known.atlas_ids))))

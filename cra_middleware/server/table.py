@@ -77,7 +77,7 @@ class Table:
         before = self._monotonic_ns() - int(seconds * 1e9)
         with self._lock:
             surplus = len(self._held) - self._most
-            found = []
+            found: list[str] = []
             for name, held in self._held.items():
                 if held.users == 0 and (len(found) < surplus or held.used_ns <= before):
                     found.append(name)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, cast
+from typing import Protocol
 
 import jwt
 
-from cra_middleware.server.access import ROLES, Caller, Role
+from cra_middleware.server.access import ROLES, Caller
 from cra_middleware.server.faults import Fault
 
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
@@ -64,7 +64,7 @@ class JwtTokens:
         except (jwt.PyJWTError, ValueError) as error:
             raise Fault("UNAUTHORIZED", "the token does not count") from error
         subject = str(claims["sub"])
-        roles = frozenset(cast(Role, role) for role in _texts(claims.get(self._roles_claim)) if role in ROLES)
+        roles = frozenset(role for role in _texts(claims.get(self._roles_claim)) if role in ROLES)
         return Caller(
             name=subject,
             identity=f"token:{self._issuer} {subject}",
