@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol, get_args
 
 from cra_middleware.atlas.globs import any_glob
-from cra_middleware.errors import CRAError
-from cra_middleware.server.faults import Fault
+from cra_middleware.server.faults import Fault, StoreError
 
 Role = Literal["agent", "approver", "auditor", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -75,10 +74,8 @@ class ApiKey(NamedTuple):
     revoked_us: int | None = None
 
 
-class ApiKeyError(CRAError):
+class ApiKeyError(StoreError):
     """Keys cannot be read or written, or a name is taken."""
-
-    code = "api_key_error"
 
 
 class ApiKeys(Protocol):

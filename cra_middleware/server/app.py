@@ -137,7 +137,7 @@ def _tend(service: Service) -> None:
                 work()
             except CRAError as error:
                 _logger.error("the server could not be tended: %s", error)
-            except Exception:
+            except Exception:  # this thread must not end: calls would stay open for ever
                 _logger.exception("the server could not be tended")
 
 

@@ -6,15 +6,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol
 
-from cra_middleware.errors import CRAError
+from cra_middleware.server.faults import StoreError
 
 State = Literal["active", "ended", "all"]
 
 
-class BookError(CRAError):
+class BookError(StoreError):
     """The book cannot be read or written now."""
-
-    code = "storage_locked"
 
 
 class SessionRow(NamedTuple):

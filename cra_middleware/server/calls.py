@@ -7,6 +7,7 @@ A request is known by its idempotency key, or its request id. While nobody knows
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import time
@@ -15,7 +16,6 @@ from hashlib import sha256
 
 import orjson
 
-from cra_middleware._canonical import canonical
 from cra_middleware._clock import parse_us, timestamp_text
 from cra_middleware.approvals import ApprovalError
 from cra_middleware.attempt import class_words
@@ -319,7 +319,7 @@ def _is_of(let: LetRun, call: ToolCall) -> bool:
 
 
 def _digest(value: object) -> str:
-    return sha256(canonical(value)).hexdigest()
+    return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _no_execution(execution_id: str) -> Fault:

@@ -79,6 +79,12 @@ _OF_REFUSALS = {
 }
 
 
+class StoreError(CRAError):
+    """Something of the server's own cannot be read or written now."""
+
+    code = "storage_locked"
+
+
 class Fault(CRAError):
     """A request that is not done; ``code`` and the message are for the client."""
 
@@ -135,6 +141,9 @@ def fault_of(error: Exception) -> Fault:
         return Fault("APPROVAL_CONFLICT", str(error))
     if isinstance(error, CountersError):
         return Fault("IO_ERROR", "the counters cannot be used now", recoverable=True)
+    if isinstance(error, StoreError):
+        message = "the server's own files cannot be used now"
+        return Fault("STORAGE_LOCKED", message, recoverable=True, retry_after_seconds=1)
     if isinstance(error, SinkError):
         if error.is_transient:
             return Fault("STORAGE_LOCKED", "the trace cannot be written now", recoverable=True, retry_after_seconds=1)

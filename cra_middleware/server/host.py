@@ -8,7 +8,6 @@ from __future__ import annotations
 import hmac
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from hashlib import sha256
 from typing import cast
 
 import orjson
@@ -205,30 +204,6 @@ class Host:
         if abs(made_us - now_us) > MAX_SKEW_US:
             details = {"server_time": timestamp_text(now_us)}
             raise Fault("INVALID_CARP_REQUEST", "timestamp is more than five minutes off", details=details)
-
-    def tools(self, caller: Caller) -> dict[str, object]:
-        """What a client needs to map and to hide tools, with its ``etag``."""
-        resolver = self.runtime.resolver
-        atlases = [atlas for atlas in self.runtime.atlases if caller.may_use(atlas.manifest.atlas_id)]
-        names = {atlas.manifest.atlas_id for atlas in atlases}
-        maps: dict[str, dict[str, object]] = {}
-        lock: dict[str, dict[str, str]] = {}
-        for atlas in atlases:
-            for framework, adapter in atlas.manifest.adapters.items():
-                known = maps.setdefault(framework, {})
-                for tool, target in adapter.tools.items():
-                    known.setdefault(tool, target if isinstance(target, str) else target.model_dump(mode="json"))
-            for source, tools in (atlas.lock.tools if atlas.lock is not None else {}).items():
-                lock.setdefault(source, {}).update(tools)
-        told: dict[str, object] = {
-            "actions": [name for name, compiled in resolver.actions.items() if compiled.atlas_id in names],
-            "maps": maps,
-            "lock": lock,
-            "argument_policies": list(self.runtime.argument_policies()),
-            "observing": resolver.is_observing,
-        }
-        text = orjson.dumps([self.runtime.policy_digest, told], option=orjson.OPT_SORT_KEYS)
-        return {"etag": sha256(text).hexdigest()[:32], **told}
 
     # Atlases
 

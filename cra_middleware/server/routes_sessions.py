@@ -12,11 +12,11 @@ from cra_middleware.server.access import Role
 from cra_middleware.server.book import SessionRow, State
 from cra_middleware.server.host import Host
 from cra_middleware.server.routing import Ask, Routes, Rule, Said
+from cra_middleware.server.tool_maps import tools_for
 from cra_middleware.server.wire import CreateSession, End, read_body
 
 AGENTS: Rule = frozenset[Role]({"agent"})
 READERS: Rule = frozenset[Role]({"agent", "auditor"})
-_TTL = 3600
 
 
 def session_json(row: SessionRow) -> dict[str, object]:
@@ -43,7 +43,7 @@ def add_sessions(routes: Routes, host: Host) -> None:
 
     def create(ask: Ask) -> Said:
         row, resolution = host.create(ask.caller, read_body(CreateSession, ask.json()))
-        etag = host.tools(ask.caller)["etag"]
+        etag = tools_for(host.runtime, ask.caller)["etag"]
         told = session_json(row) | {"resolution": resolution.model_dump(mode="json"), "tools_etag": etag}
         return Said(201, told, {"location": f"/v1/sessions/{row.session_id}"})
 
@@ -71,7 +71,7 @@ def add_sessions(routes: Routes, host: Host) -> None:
         return Said(200, resolution.model_dump(mode="json"))
 
     def tools(ask: Ask) -> Said:
-        told = host.tools(ask.caller)
+        told = tools_for(host.runtime, ask.caller)
         etag = f'"{told["etag"]}"'
         headers = {"etag": etag, "cache-control": "private, no-cache"}
         known = [item.strip().removeprefix("W/") for item in ask.headers.get("if-none-match", "").split(",")]

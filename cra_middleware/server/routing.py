@@ -141,7 +141,7 @@ class Routes:
         return caller
 
     async def _answer(self, request: Request, rule: Rule, work: Work, most: int) -> Response:
-        close = False
+        data: bytes | None = None
         try:
             loop, known = asyncio.get_running_loop(), None
             if _is_large(request):  # nobody whom we do not know sends us much
@@ -155,15 +155,14 @@ class Routes:
             said = await loop.run_in_executor(self.pool, act)
         except ClientDisconnect:
             return Response(status_code=499)
-        except Exception as error:
+        except Exception as error:  # the border: whatever it was, the client is told in our words
             fault = fault_of(error)
             if fault.code == "INTERNAL_ERROR":
                 _logger.exception("a request could not be answered")
             elif fault.http_status >= 500:
                 _logger.error("%s %s: %s", request.method, request.url.path, error)
-            close = fault.code in ("PAYLOAD_TOO_LARGE", "REQUEST_TIMEOUT")
             said = said_of(fault, request.headers.get("x-request-id"))
-        return respond(said, close)
+        return respond(said, close=data is None)  # what was not read must not be taken for the next request
 
     async def _body(self, request: Request, most: int) -> bytes:
         length = request.headers.get("content-length", "0")
@@ -234,7 +233,7 @@ def read_json(data: bytes, depth: int) -> dict[str, object]:
         Fault: when it is none.
     """
     try:
-        if data.count(b"{") + data.count(b"[") > depth and _depth(data) > depth:
+        if data.count(b"{") + data.count(b"[") > depth and _is_deeper(data, depth):
             raise ValueError(f"nested more than {depth} deep")
         text = data.decode()
         value: object = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
@@ -248,8 +247,9 @@ def read_json(data: bytes, depth: int) -> dict[str, object]:
     return value
 
 
-def _depth(data: bytes) -> int:
-    deepest = depth = 0
+def _is_deeper(data: bytes, most: int) -> bool:
+    """Whether brackets are nested more than ``most`` deep, outside of texts."""
+    depth = 0
     in_text = is_escaped = False
     for byte in data:
         if in_text:
@@ -263,10 +263,11 @@ def _depth(data: bytes) -> int:
             in_text = True
         elif byte in b"{[":
             depth += 1
-            deepest = max(deepest, depth)
+            if depth > most:
+                return True
         elif byte in b"}]":
             depth -= 1
-    return deepest
+    return False
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -47,7 +47,7 @@ def test_a_call_is_authorised_and_told_of(served: Served) -> None:
 
 
 def test_the_same_request_again_is_answered_the_same(serve: Serve) -> None:
-    """A retried request neither counts nor records twice, allowed or refused; another body under its key is a conflict."""
+    """A retried request neither counts nor records twice, allowed or refused; its key is its own."""
     served = serve(manifest(policies=policies(LIMIT)), clock=FrozenClock(NOON))
     bot = served.by("bot")
     name = bot.session()

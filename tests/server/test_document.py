@@ -1,0 +1,139 @@
+"""The served OpenAPI document: it holds the published one, and the server does as it says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cra_middleware.server.openapi import document
+from cra_middleware.testing import FrozenClock
+from tests.conftest import manifest
+from tests.server.conftest import Process, Serve, Served
+
+METHODS = ("get", "put", "post", "delete", "patch")
+LOOSER = {"execution.resolution_id"}
+"""Keys that the published document requires, and ours does not."""
+NULLABLE = ("reason", "approval_id", "expires_at", "parent_span_id")
+
+
+@pytest.fixture(scope="module")
+def ours() -> Any:
+    return yaml.safe_load(document()[0])
+
+
+@pytest.fixture
+def published(conformance: Path) -> Any:
+    return yaml.safe_load((conformance / "reference" / "openapi.yaml").read_text())
+
+
+def test_every_published_path_method_and_status_is_there(published: Any, ours: Any) -> None:
+    """With its parameters and the shape of its body and its answers."""
+    for path, methods in published["paths"].items():
+        for method, operation in methods.items():
+            mine = ours["paths"][path][method]
+            assert mine["operationId"] == operation["operationId"]
+            assert set(operation["responses"]) <= set(mine["responses"]), f"{method} {path}"
+            for status, answer in operation["responses"].items():
+                assert answer == mine["responses"][status], f"{method} {path} {status}"
+            assert operation.get("parameters", []) == mine.get("parameters", [])
+            assert operation.get("requestBody") == mine.get("requestBody")
+
+
+def test_every_published_key_is_there(published: Any, ours: Any) -> None:
+    """Of the same type, and required where it was required."""
+    for name, schema in published["components"]["schemas"].items():
+        compare(name, schema, ours["components"]["schemas"][name])
+    for name, shape in published["components"]["parameters"].items():
+        assert ours["components"]["parameters"][name] == shape
+    assert ours["components"]["securitySchemes"] == published["components"]["securitySchemes"]
+    assert ours["security"] == published["security"]
+
+
+def compare(where: str, theirs: Any, mine: Any) -> None:
+    missing = set(theirs.get("required", [])) - set(mine.get("required", []))
+    assert {f"{where.rpartition('.')[2]}.{key}" for key in missing} <= LOOSER, f"{where}: {missing}"
+    if "type" in theirs:
+        kinds = mine["type"] if isinstance(mine["type"], list) else [mine["type"]]
+        assert theirs["type"] in kinds, where
+        assert len(kinds) == 1 or where.rpartition(".")[2] in NULLABLE, where
+    assert set(theirs.get("enum", [])) <= set(mine.get("enum", [])), where
+    for key, schema in theirs.get("properties", {}).items():
+        compare(f"{where}.{key}", schema, mine["properties"][key])
+    if isinstance(theirs.get("items"), dict):
+        compare(f"{where}[]", theirs["items"], mine["items"])
+    assert theirs.get("$ref") == mine.get("$ref"), where
+
+
+def test_routes_and_document_are_the_same(served: Served, ours: Any) -> None:
+    """Nothing is served that is not written down, and nothing written down that is not served."""
+    written = {f"{method.upper()} {path}" for path, methods in ours["paths"].items() for method in methods}
+    written |= {f"WebSocket {path}" for path in ours["x-websockets"]}
+    assert {route.name for route in served.app.routes} == written
+
+
+def test_it_is_served(served: Served) -> None:
+    """As a file, to everybody."""
+    answer = served.by("bot").get("/v1/openapi.yaml")
+    assert answer.content == document()[0]
+    assert answer.headers["content-type"].startswith("application/yaml")
+
+
+def test_the_golden_case(serve: Serve, conformance: Path, tmp_path: Path) -> None:
+    """The published request gives the published resolution and trace over HTTP, too."""
+    case = conformance / "reference" / "golden" / "simple-resolve"
+    folder = tmp_path / "golden"
+    atlas = folder / "atlases" / "simple"
+    atlas.mkdir(parents=True)
+    shutil.copy(case / "atlas.json", atlas)
+    (atlas / "context").mkdir()
+    (atlas / "context" / "overview.md").write_text("# Overview\n")
+    request = json.loads((case / "request.json").read_text())
+    served = serve(folder=folder, clock=FrozenClock(request["timestamp"]))
+    (folder / "atlases" / "tests.json").unlink()  # the case's own Atlas alone
+    served.service.host.tend()
+    agent = served.by("bot")
+    asked = {"agent_id": request["requester"]["agent_id"], "goal": request["task"]["goal"], "request": request}
+    made = agent.post("/v1/sessions", asked)
+    assert made.status_code == 201, made.text
+    expected = json.loads((case / "expected-resolution.json").read_text())
+    resolution = made.json()["resolution"]
+    for key in ("request_id", "decision", "ttl_seconds", "carp_version"):
+        assert differs(expected[key], resolution[key]) is None, key
+    for key in ("allowed_actions", "denied_actions"):
+        assert [item["action_id"] for item in expected[key]] == [item["action_id"] for item in resolution[key]]
+    lines = agent.get(f"/v1/traces/{made.json()['session_id']}", headers={"accept": "application/x-ndjson"}).text
+    events = [json.loads(line) for line in lines.splitlines()]
+    wanted = [json.loads(line) for line in (case / "expected-trace.jsonl").read_text().splitlines()]
+    assert [event["event_type"] for event in events] == [event["event_type"] for event in wanted]
+    for event, other in zip(events, wanted, strict=True):
+        assert differs(other["payload"], {key: event["payload"].get(key) for key in other["payload"]}) is None
+
+
+def differs(expected: Any, found: Any) -> Any:
+    """The first difference, where the expected one is not ``$dynamic``."""
+    if expected == "$dynamic":
+        return None
+    if isinstance(expected, dict):
+        return next((key for key in expected if differs(expected[key], (found or {}).get(key)) is not None), None)
+    return None if expected == found else (expected, found)
+
+
+@pytest.mark.slow
+def test_schemathesis(process: Any) -> None:
+    """Thousands of requests made from the document: no 500, no answer that is not in it."""
+    pytest.importorskip("schemathesis")
+    import subprocess
+
+    ask = {"policy_id": "ask", "type": "require_approval", "actions": ["refund.create"]}
+    server: Process = process(atlas=manifest(policies=[*manifest()["policies"], ask]))
+    checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+    command = [sys.executable, "-m", "schemathesis.cli", "run", server.url + "/v1/openapi.yaml", "--checks", checks]
+    more = ["--max-examples", "60", "--phases", "examples,coverage,fuzzing,stateful", "--no-color", "--seed", "1"]
+    done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=900, cwd=server.folder)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]

@@ -1,0 +1,328 @@
+"""Sessions over HTTP: begun, found, gone on with, ended; Atlases that change meanwhile."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from cra_middleware.server.host import Host
+from cra_middleware.testing import FrozenClock
+from tests.conftest import NOON, manifest, policies
+from tests.server.conftest import Caller, Serve, Served, code
+
+
+def test_a_session_is_created_resolved_and_ended(served: Served) -> None:
+    """The answer is the published Session with its resolution; the end is sealed, and nothing may follow."""
+    bot = served.by("bot")
+    made = bot.post("/v1/sessions", {"agent_id": "bot", "goal": "Help", "metadata": {"team": "a"}, "external_id": "t1"})
+    told = made.json()
+    name = told["session_id"]
+    assert made.headers["location"] == f"/v1/sessions/{name}"
+    assert (told["status"], told["metadata"], told["agent_id"]) == ("active", {"team": "a"}, "bot")
+    assert told["resolution"]["decision"]["type"] == "partial"
+    assert told["tools_etag"] == bot.get("/v1/tools").json()["etag"]
+    started = bot.get(f"/v1/traces/{name}").json()["events"][0]["payload"]["metadata"]
+    assert (started["creator"], started["given"], started["external_id"]) == ("key:bot", {"team": "a"}, "t1")
+    assert bot.ask("DELETE", f"/v1/sessions/{name}").status_code == 204
+    assert bot.ask("DELETE", f"/v1/sessions/{name}").status_code == 204  # it is ended already
+    ended = bot.get(f"/v1/sessions/{name}").json()
+    assert (ended["status"], "ended_at" in ended) == ("ended", True)
+    assert bot.post(f"/v1/traces/{name}/verify").json()["verdict"] == "INTACT, SEALED"
+    for answer in (bot.execute(name), bot.post(f"/v1/traces/{name}/note", {"error_code": "x", "message": "y"})):
+        assert code(answer) == (409, "SESSION_ALREADY_ENDED")
+    assert len(served.service.host.table) == 0
+
+
+def test_an_id_may_be_chosen(served: Served) -> None:
+    """So that creating can be retried: the same caller is given the same session, another one a conflict."""
+    bot, name = served.by("bot"), str(uuid4())
+    body = {"agent_id": "bot", "goal": "Help", "session_id": name}
+    first, again = bot.post("/v1/sessions", body), bot.post("/v1/sessions", body)
+    assert first.json()["resolution"] == again.json()["resolution"]
+    assert code(served.by("other").post("/v1/sessions", body)) == (409, "SESSION_ALREADY_EXISTS")
+    assert code(bot.post("/v1/sessions", {**body, "goal": "Else"})) == (409, "SESSION_ALREADY_EXISTS")
+    assert bot.kinds(name).count("session.started") == 1
+
+
+def test_lists_have_pages(served: Served) -> None:
+    """The newest first; active ones by default."""
+    bot = served.by("bot")
+    names = []
+    for _ in range(5):
+        served.clock.advance(1)
+        names.append(bot.session())
+    bot.ask("DELETE", f"/v1/sessions/{names[0]}")
+    page = bot.get("/v1/sessions?limit=2&offset=1").json()
+    assert [item["session_id"] for item in page["items"]] == [names[3], names[2]]
+    assert (page["total"], page["limit"], page["offset"]) == (4, 2, 1)
+    assert bot.get("/v1/sessions?status=ended").json()["total"] == 1
+    assert bot.get("/v1/sessions?status=all").json()["total"] == 5
+    for query in ("limit=0", "limit=101", "limit=x", "offset=-1", "status=some", "limit=1e1", "limit=²"):
+        assert bot.get(f"/v1/sessions?{query}").status_code == 400
+
+
+def test_children_spend_their_root_s_budget_and_end_with_it(serve: Serve) -> None:
+    """Also when both were let go of in between."""
+    budget = {
+        "policy_id": "few",
+        "type": "budget",
+        "actions": ["ticket.get"],
+        "parameters": {"max_cost": 2, "cost": 1},
+    }
+    served = serve(manifest(policies=policies(budget)), clock=FrozenClock(NOON))
+    bot = served.by("bot")
+    parent = bot.session(context={"a": "1"})
+    child = bot.session(parent_session_id=parent)
+    assert bot.execute(parent).status_code == 200
+    served.stop()
+    served.start()
+    assert bot.execute(child).status_code == 200
+    assert code(bot.execute(child)) == (429, "BUDGET_EXCEEDED")
+    assert code(bot.execute(parent)) == (429, "BUDGET_EXCEEDED")
+    assert bot.get(f"/v1/sessions/{child}").json()["parent_session_id"] == parent
+    bot.post(f"/v1/sessions/{parent}/end", {"reason": "error", "error": "gave up"})
+    assert bot.get(f"/v1/sessions/{child}").json()["status"] == "ended"
+    changed = bot.post("/v1/sessions", {"agent_id": "bot", "goal": "g", "parent_session_id": parent})
+    assert code(changed) == (409, "SESSION_ALREADY_ENDED")
+
+
+def test_facts_outlive_a_restart(serve: Serve) -> None:
+    """A trace without values does not hold them; the server does, until the session ends."""
+    rule = {"policy_id": "eu", "type": "allow", "conditions": {"context_matches": {"region": "eu"}}}
+    served = serve(manifest(policies=[rule]), clock=FrozenClock(NOON))
+    bot = served.by("bot")
+    name, other = bot.session(context={"region": "eu"}, risk_tier="high"), bot.session(context={"region": "us"})
+    served.stop()
+    served.start()
+    assert bot.execute(name).status_code == 200
+    assert bot.execute(other).status_code == 403
+    bot.ask("DELETE", f"/v1/sessions/{name}")
+    assert served.service.host.book.session(name).context == "{}"
+
+
+def test_idle_sessions_are_let_go_of(serve: Serve) -> None:
+    """And opened again when they are wanted; those with a call out stay."""
+    clock = FrozenClock(NOON)
+    served = serve(clock=clock, max_open=2, idle_seconds=60)
+    host: Host = served.service.host
+    bot = served.by("bot")
+    names = [bot.session() for _ in range(4)]
+    call = bot.execute(names[0]).json()["execution_id"]
+    host.tend()
+    assert len(host.table) == 2
+    assert host.table.peek(names[0]) is not None or bot.report(names[0], call).status_code == 200
+    clock.advance(61)
+    host.tend()
+    assert len(host.table) <= 1
+    for name in names:
+        assert bot.execute(name).status_code == 200
+
+
+def test_resolving(served: Served) -> None:
+    """A whole request in a session; of another version, of another time, or of an unknown Atlas it is refused."""
+    bot = served.by("bot")
+    name = bot.session()
+    body: dict[str, Any] = {
+        "carp_version": "1.0",
+        "request_id": str(uuid4()),
+        "timestamp": served.now(),
+        "operation": "resolve",
+        "requester": {"agent_id": "bot", "session_id": name},
+        "task": {"goal": "Help", "required_capabilities": []},
+    }
+    answer = bot.post("/v1/resolve", body)
+    assert answer.status_code == 200
+    assert answer.json()["request_id"] == body["request_id"]
+    for change, expected in (
+        ({"carp_version": "2.0"}, (400, "INVALID_CARP_REQUEST")),
+        ({"timestamp": "2026-01-05T12:05:01+00:00"}, (400, "INVALID_CARP_REQUEST")),
+        ({"timestamp": "2026-01-05T11:54:59Z"}, (400, "INVALID_CARP_REQUEST")),
+        ({"timestamp": "yesterday"}, (400, "INVALID_CARP_REQUEST")),
+        ({"atlas_ids": ["com.example.none"]}, (404, "ATLAS_NOT_FOUND")),
+        ({"surprise": 1}, (400, "INVALID_CARP_REQUEST")),
+        ({"requester": {"agent_id": "bot", "session_id": str(uuid4())}}, (404, "SESSION_NOT_FOUND")),
+    ):
+        assert code(bot.post("/v1/resolve", body | change)) == expected
+    for seconds in (-299, 299):
+        body["timestamp"] = f"2026-01-05T{12 if seconds > 0 else 11}:{4 if seconds > 0 else 55:02}:59+00:00"
+        assert bot.post("/v1/resolve", body).status_code == 200
+
+
+def test_tools_have_an_etag(serve: Serve) -> None:
+    """What a client maps by is sent once, and again when the Atlases change."""
+    atlas = manifest(
+        adapters={"any": {"tools": {"get": "ticket.get", "put": {"action": "ticket.update", "args": {"a": "b"}}}}}
+    )
+    served = serve(atlas)
+    bot = served.by("bot")
+    first = bot.get("/v1/tools")
+    told = first.json()
+    assert told["maps"] == {"any": {"get": "ticket.get", "put": {"action": "ticket.update", "args": {"a": "b"}}}}
+    assert told["actions"][:2] == ["ticket.get", "ticket.list"]
+    assert (told["observing"], told["argument_policies"], told["lock"]) == (False, [], {})
+    same = bot.get("/v1/tools", headers={"if-none-match": first.headers["etag"]})
+    assert (same.status_code, same.content) == (304, b"")
+    write(served, "tests.json", manifest(policies=policies()))
+    served.service.host.tend()
+    assert bot.get("/v1/tools", headers={"if-none-match": first.headers["etag"]}).status_code == 200
+
+
+def write(served: Served, name: str, atlas: Any) -> None:
+    (served.folder / "atlases" / name).write_text(atlas if isinstance(atlas, str) else json.dumps(atlas))
+
+
+def test_atlases_are_read_again(serve: Serve) -> None:
+    """A changed one is in force at once; a broken one leaves the old one in force, and health says so."""
+    served = serve()
+    bot, host = served.by("bot"), served.service.host
+    name = bot.session()
+    assert bot.execute(name, "ticket.delete").status_code == 403
+    write(served, "tests.json", manifest(policies=policies()))
+    host.tend()
+    assert bot.execute(name, "ticket.delete").status_code == 200
+    write(served, "tests.json", "{ this is no Atlas")
+    host.tend()
+    assert bot.execute(name, "ticket.delete").status_code == 200
+    health = bot.get("/v1/health").json()
+    assert (health["status"], health["checks"]["atlases"]["status"]) == ("degraded", "warn")
+    write(served, "more.json", {**manifest(), "atlas_id": "com.example.more"})  # declares the same actions
+    host.tend()
+    assert "all together" in bot.get("/v1/health").text
+    (served.folder / "atlases" / "more.json").unlink()
+    write(served, "tests.json", manifest())
+    host.tend()
+    assert bot.get("/v1/health").json()["status"] == "healthy"
+    assert bot.execute(name, "ticket.delete").status_code == 403
+
+
+def test_atlases_are_posted_and_deleted(serve: Serve) -> None:
+    """By an admin; what was posted is on the disk, and is there after a restart."""
+    served = serve()
+    boss = served.by("boss", "admin")
+    actions = [{"action_id": "door.open", "name": "n", "description": "d"}]
+    more = {**manifest(actions=actions, policies=policies()), "atlas_id": "com.example.more"}
+    made = boss.post("/v1/atlases", more)
+    assert (made.status_code, made.json()["action_count"]) == (201, 1)
+    assert code(boss.post("/v1/atlases", more)) == (409, "ATLAS_ALREADY_LOADED")
+    assert code(boss.post("/v1/atlases", {**more, "atlas_version": "2.0"})) == (400, "ATLAS_VERSION_MISMATCH")
+    broken = boss.post("/v1/atlases", {"atlas_id": "com.example.x"})
+    assert code(broken) == (400, "INVALID_ATLAS_MANIFEST")
+    assert broken.json()["error"]["details"]["findings"]
+    clash = {**manifest(), "atlas_id": "com.example.clash"}
+    assert code(boss.post("/v1/atlases", clash)) == (400, "INVALID_ATLAS_MANIFEST")
+    served.stop()
+    served.start()
+    assert [item["atlas_id"] for item in boss.get("/v1/atlases").json()["items"]] == [
+        "com.example.more",
+        "com.example.tests",
+    ]
+    assert boss.get("/v1/atlases/com.example.more").json()["actions"][0]["action_id"] == "door.open"
+    assert boss.ask("DELETE", "/v1/atlases/com.example.more").status_code == 204
+    assert code(boss.ask("DELETE", "/v1/atlases/com.example.more")) == (404, "ATLAS_NOT_FOUND")
+    assert boss.ask("DELETE", "/v1/atlases/com.example.tests").status_code == 204
+    assert (served.folder / "atlases" / "tests.json").exists()  # the operator's own files stay
+    served.service.host.tend()
+    assert boss.get("/v1/atlases").json()["total"] == 0
+    write(served, "tests.json", manifest(policies=policies()))
+    served.service.host.tend()
+    assert boss.get("/v1/atlases").json()["total"] == 1
+
+
+def test_traces_are_read_in_parts(served: Served) -> None:
+    """By type, from a sequence on, so many; as JSON, or as the very lines that are hashed."""
+    bot = served.by("bot")
+    name = bot.session()
+    for _ in range(3):
+        bot.execute(name)
+    told = bot.get(f"/v1/traces/{name}?limit=2").json()
+    assert [event["sequence"] for event in told["events"]] == [0, 1]
+    assert told["total"] == told["last_sequence"] + 1
+    later = bot.get(f"/v1/traces/{name}?since_sequence=1&limit=1").json()["events"]
+    assert [event["sequence"] for event in later] == [2]  # only those behind it
+    assert {e["event_type"] for e in bot.get(f"/v1/traces/{name}?event_type=action.approved").json()["events"]} == {
+        "action.approved"
+    }
+    lines = bot.get(f"/v1/traces/{name}", headers={"accept": "application/x-ndjson"})
+    assert lines.headers["content-type"].startswith("application/x-ndjson")
+    assert lines.content == (served.folder / "traces" / f"{name}.trace.jsonl").read_bytes()
+    assert bot.get(f"/v1/traces/{name}?since_sequence=-1").status_code == 400
+
+
+def test_a_changed_trace_shows(served: Served) -> None:
+    """Verified from the bytes on the disk."""
+    bot = served.by("bot")
+    name = bot.session()
+    served.stop()
+    file = served.folder / "traces" / f"{name}.trace.jsonl"
+    file.write_bytes(file.read_bytes().replace(b'"goal":"Help"', b'"goal":"Harm"', 1))
+    served.start()
+    told = bot.get(f"/v1/traces/{name}/verify").json()
+    assert not told["valid"]
+    assert told["errors"][0] | {"details": ""} == {"sequence": 0, "error": "hash_mismatch", "details": ""}
+    assert code(bot.execute(name)) == (422, "TRACE_CHAIN_INTEGRITY_ERROR")
+
+
+def test_a_session_is_handed_in(serve: Serve, served: Served) -> None:
+    """Whole and sealed, once, by who may be its agent; a broken one is not taken."""
+    bot = served.by("bot")
+    name, half = bot.session(), bot.session()
+    bot.execute(name)
+    bot.ask("DELETE", f"/v1/sessions/{name}")
+    data = bot.get(f"/v1/traces/{name}", headers={"accept": "application/x-ndjson"}).content
+    part = bot.get(f"/v1/traces/{half}", headers={"accept": "application/x-ndjson"}).content
+    taker = serve(clock=FrozenClock(NOON))
+    mine, other = taker.by("bot"), taker.by("other", agents=("other",))
+
+    def put(caller: Caller, data: bytes, session_id: str = name) -> Any:
+        headers = {"content-type": "application/x-ndjson"}
+        return caller.ask("PUT", f"/v1/traces/{session_id}", content=data, headers=headers)
+
+    assert code(put(mine, data.replace(b"Help", b"Harm", 1))) == (422, "TRACE_CHAIN_INTEGRITY_ERROR")
+    assert code(put(mine, data[:-5])) == (422, "TRACE_CHAIN_INTEGRITY_ERROR")
+    assert code(put(mine, part, half)) == (422, "TRACE_CHAIN_INTEGRITY_ERROR")
+    assert code(put(mine, data + data)) == (422, "TRACE_CHAIN_INTEGRITY_ERROR")
+    assert code(put(mine, b"")) == (422, "TRACE_CHAIN_INTEGRITY_ERROR")
+    assert code(put(mine, data, half)) == (422, "TRACE_CHAIN_INTEGRITY_ERROR")
+    assert code(put(other, data)) == (403, "FORBIDDEN")
+    taken = put(mine, data)
+    assert (taken.status_code, taken.json()["status"]) == (201, "ended")
+    assert code(put(mine, data)) == (409, "SESSION_ALREADY_EXISTS")
+    assert mine.post(f"/v1/traces/{name}/verify").json()["verdict"] == "INTACT, SEALED"
+    assert mine.execute(name).status_code == 409
+
+
+def test_notes(served: Served) -> None:
+    """About the session itself."""
+    bot = served.by("bot")
+    name = bot.session()
+    assert (
+        bot.post(f"/v1/traces/{name}/note", {"error_code": "lost", "message": "The link was down."}).status_code == 204
+    )
+    assert bot.kinds(name)[-1] == "error.occurred"
+
+
+@pytest.mark.parametrize("key", ["status", "version", "uptime_seconds", "checks"])
+def test_health(served: Served, key: str) -> None:
+    """Under both names."""
+    bot = served.by("bot")
+    assert key in bot.get("/v1/health").json()
+    assert bot.get("/health").json()["status"] == "healthy"
+    assert set(bot.get("/v1/health").json()["checks"]) == {"store", "book", "atlases", "counters", "disk"}
+
+
+def test_health_notices(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be used is a failure, and the server says so with its status."""
+    from cra_middleware.server.book import BookError
+
+    def gone(session_id: str) -> None:
+        raise BookError("the disk is gone")
+
+    monkeypatch.setattr(served.service.host.book, "session", gone)
+    served.service.health.also("extra", lambda: 1 / 0)  # type: ignore[arg-type,return-value]
+    answer = served.by("bot").get("/v1/health")
+    assert (answer.status_code, answer.json()["status"]) == (503, "unhealthy")
+    assert answer.json()["checks"]["book"] == {"status": "fail", "message": "the disk is gone"}
+    assert answer.json()["checks"]["extra"]["status"] == "fail"
