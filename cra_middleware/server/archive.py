@@ -12,7 +12,8 @@ from cra_middleware.errors import SinkError
 from cra_middleware.server.access import Caller
 from cra_middleware.server.book import SessionRow
 from cra_middleware.server.faults import Fault
-from cra_middleware.server.host import GIVEN, Host
+from cra_middleware.server.host import Host
+from cra_middleware.server.recall import GIVEN
 from cra_middleware.server.wire import Note
 from cra_middleware.trace.chain import Verdict, verify_lines
 from cra_middleware.trace.profiles import read
@@ -36,6 +37,11 @@ class Archive:
         self._host.readable(caller, session_id)
         query = Query(event_type, 0 if after is None else after + 1)
         return list(islice(self._host.lines(session_id, query), limit))
+
+    def is_quiet(self, session_id: str, after: int | None) -> bool:
+        """Whether nothing can be behind ``after``, without looking: nobody but this process writes."""
+        session = None if self._host.is_shared or after is None else self._host.table.peek(session_id)
+        return session is not None and after is not None and session.accepted_sequence <= after
 
     def count(self, session_id: str) -> int:
         """How many events a trace has."""

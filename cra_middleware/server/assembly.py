@@ -135,7 +135,16 @@ def assemble(
         project=project,
         clock=time,
     )
-    host = Host(runtime, store, book, folder=folder, clock=time, max_open=max_open, idle_seconds=idle_seconds)
+    host = Host(
+        runtime,
+        store,
+        book,
+        folder=folder,
+        clock=time,
+        max_open=max_open,
+        idle_seconds=idle_seconds,
+        is_shared=not lacks,
+    )
     is_on_disk = isinstance(trace, (str, Path)) and is_folder(str(trace))
     return create_app(
         host,

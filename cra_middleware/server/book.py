@@ -91,12 +91,24 @@ class Book(Protocol):
         """Begin to answer a request; of several that are the same, exactly one is told that it is new."""
         ...
 
-    def answer(self, session_id: str, key: str, answer: Answer, now_us: int, call: ExecutionRow | None = None) -> None:
-        """Keep what a claimed request is answered with, and the call that it let run."""
+    def answer(
+        self,
+        session_id: str,
+        key: str,
+        answer: Answer,
+        now_us: int,
+        call: ExecutionRow | None = None,
+        *,
+        is_final: bool = True,
+    ) -> None:
+        """Keep what a claimed request is answered with, and the call that it let run.
+
+        One that is not final counts only when the process dies: the request stays claimed.
+        """
         ...
 
-    def give_back(self, session_id: str, key: str) -> None:
-        """A claimed request was not answered: it may be made again."""
+    def give_back(self, session_id: str, key: str, *, forget: bool = True) -> None:
+        """A claimed request was not answered: it may be made again, or is told the answer that was not final."""
         ...
 
     def execution(self, execution_id: str) -> ExecutionRow | None:

@@ -12,6 +12,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from hashlib import sha256
 
 import orjson
@@ -43,6 +44,13 @@ MAX_SWEPT = 200
 _CODE = re.compile(r"[A-Za-z0-9_.:-]{1,100}", re.ASCII)
 
 _logger = logging.getLogger("cra_middleware.server")
+
+
+@dataclass(slots=True)
+class Begun:
+    """Whether an executor was let run: from then on a request must not be made again."""
+
+    is_running: bool = False
 
 
 class Calls:
@@ -77,11 +85,12 @@ class Calls:
             known = self._claim(session.id, key, digest)
             if known is not None:
                 return known
+            begun = Begun()
             try:
-                answer, call = self._answered(caller, session, body, key, digest)
+                answer, call = self._answered(caller, session, body, key, digest, begun)
                 self._host.book.answer(session.id, key, answer, self._now_us(), call)
             except BaseException:
-                self._host.book.give_back(session.id, key)
+                self._host.book.give_back(session.id, key, forget=not begun.is_running)
                 raise
             return answer
 
@@ -167,7 +176,7 @@ class Calls:
         return approval is None or approval.state != "pending" or self._now_us() >= approval.pending.expires_us
 
     def _answered(
-        self, caller: Caller, session: LocalSession, body: Execute, key: str, digest: str
+        self, caller: Caller, session: LocalSession, body: Execute, key: str, digest: str, begun: Begun
     ) -> tuple[Answer, ExecutionRow | None]:
         self._check_resolution(session, body.execution.resolution_id)
         call = self._call(session, body.execution, key)
@@ -177,7 +186,7 @@ class Calls:
         executor = self._executors.get(call.action_id)
         try:
             if executor is not None:
-                return self._ran(session, body, call, executor, digest), None
+                return self._ran(session, body, call, executor, key, digest, begun), None
             return self._let(caller, session, body, session.let_run(call), digest)
         except (SessionEnded, AuditUnavailable):  # nothing was recorded: the same request may be made again
             raise
@@ -209,9 +218,25 @@ class Calls:
         row = ExecutionRow(let.execution_id, session.id, caller.identity, deadline_us)
         return Answer(digest, 200, orjson.dumps(told)), row
 
-    def _ran(self, session: LocalSession, body: Execute, call: ToolCall, executor: Executor, digest: str) -> Answer:
-        """Run an action here. A process that dies meanwhile leaves it as one that nobody told of."""
+    def _ran(
+        self,
+        session: LocalSession,
+        body: Execute,
+        call: ToolCall,
+        executor: Executor,
+        key: str,
+        digest: str,
+        begun: Begun,
+    ) -> Answer:
+        """Run an action here. A process that dies meanwhile leaves it as one that nobody knows the outcome of: the
+        same request is told so, and never runs it again."""
         let = session.let_run(call)
+        head = self._response(session, body, let)
+        lost = {"status": "error", "error": {"code": "OUTCOME_UNKNOWN", "message": "the server stopped while it ran"}}
+        self._host.book.answer(
+            session.id, key, Answer(digest, 200, orjson.dumps(head | lost)), self._now_us(), is_final=False
+        )
+        begun.is_running = True
         began_ns = self._host.clock.monotonic_ns()
         error: tuple[str, str] | None = None
         told: dict[str, object]
@@ -222,8 +247,11 @@ class Calls:
         except Exception as failure:  # noqa: BLE001  an executor is foreign code; its failure is recorded, and told
             error = class_words(failure)
             told = {"status": "error", "error": {"code": "EXECUTION_ERROR", "message": error[1]}}
-        session.tell(let, "server", error, max(0, self._host.clock.monotonic_ns() - began_ns) // 1_000_000)
-        return Answer(digest, 200, orjson.dumps(self._response(session, body, let) | told))
+        try:
+            session.tell(let, "server", error, max(0, self._host.clock.monotonic_ns() - began_ns) // 1_000_000)
+        except (CRAError, ValueError) as failure:  # it has run: its answer comes out all the same
+            _logger.error("%s ran, and its outcome is not recorded: %s", call.action_id, failure)
+        return Answer(digest, 200, orjson.dumps(head | told))
 
     def _response(self, session: LocalSession, body: Execute, let: LetRun) -> dict[str, object]:
         return {

@@ -25,20 +25,17 @@ from cra_middleware.server.access import Caller
 from cra_middleware.server.atlas_folder import AtlasFolder
 from cra_middleware.server.book import Book, SessionRow, State
 from cra_middleware.server.faults import Fault, not_found
+from cra_middleware.server.recall import CREATOR, GIVEN, recalled, sealed_us
 from cra_middleware.server.table import Table
 from cra_middleware.server.wire import CreateSession
 from cra_middleware.session import EndReason
-from cra_middleware.trace.event import Event
-from cra_middleware.trace.profiles import MalformedError, read
 from cra_middleware.trace.sink import Query, TraceStore
 
-CREATOR = "creator"
-"""The key of ``session.started``'s metadata that names who opened it."""
-GIVEN = "given"
-"""And what that one said beside it."""
+LEFT = ("outcome_unknown", "the session ended before anybody said how it came out")
 MAX_SKEW_US = 300 * 1_000_000
 MAX_METADATA_BYTES = 16 * 1024
 MAX_OPEN = 512
+MAX_ROWS = 4096
 IDLE_SECONDS = 900.0
 
 
@@ -55,8 +52,10 @@ class Host:
         clock: Clock | None = None,
         max_open: int = MAX_OPEN,
         idle_seconds: float = IDLE_SECONDS,
+        is_shared: bool = False,
     ) -> None:
-        """``store`` is the sink that ``runtime`` writes to, ``book`` the index beside it."""
+        """``store`` is the sink that ``runtime`` writes to, ``book`` the index beside it; ``is_shared`` when other
+        processes write the same sessions."""
         self.runtime = runtime
         self.store = store
         self.book = book
@@ -65,6 +64,8 @@ class Host:
         self.began_us = self.clock.wall_us()
         self.table = Table(self._resume, self.clock.monotonic_ns, max_open)
         self._idle_seconds = idle_seconds
+        self.is_shared = is_shared
+        self._rows: dict[str, SessionRow] = {}  # of sessions that are called: nothing but their end changes them
         self._is_stopping = False
 
     # sessions
@@ -102,6 +103,10 @@ class Host:
         if body.parent_session_id is None:
             return self._begin(row, body, request, atlas_ids, None)
         with self.owned(caller, body.parent_session_id) as parent:
+            if named is not None and parent.facts.atlas_ids is not None:
+                wider = set(named) - set(parent.facts.atlas_ids)
+                if wider:
+                    raise Fault("ATLAS_NOT_FOUND", f"the parent has no Atlas {min(wider)[:256]}")
             return self._begin(row, body, request, atlas_ids, parent)
 
     def resolve(self, caller: Caller, request: Request) -> Resolution:
@@ -126,8 +131,6 @@ class Host:
             raise Fault("FORBIDDEN", "only who opened a session may end it")
         if row.ended_us is not None:
             return
-        for child in self.book.children(session_id):
-            self._end(child, reason, None)
         self._end(session_id, reason, error)
 
     def listed(self, caller: Caller, state: State, limit: int, offset: int) -> tuple[Sequence[SessionRow], int]:
@@ -153,9 +156,11 @@ class Host:
         Raises:
             Fault: when there is none, or it has ended.
         """
-        row = self.session_row(session_id)
+        row = self._rows.get(session_id) or self.session_row(session_id)
         if row is None or not _is_same(row.creator, caller.identity):
             raise not_found(session_id)
+        if row.ended_us is None and self._rows.setdefault(session_id, row) is row and len(self._rows) > MAX_ROWS:
+            self._rows.clear()
         if agent_id is not None and row.agent_id != agent_id:
             raise not_found(session_id)
         with self.opened(row) as session:
@@ -174,12 +179,12 @@ class Host:
             with self.table.borrow(row.session_id) as session:
                 yield session
         except (SessionEnded, ChainBroken) as error:
-            ended_us = self._sealed_us(row.session_id)
+            ended_us = sealed_us(self.store, row.session_id)
             if ended_us is None and self._is_stopping:
                 raise Fault("UNAVAILABLE", "the server is stopping; try again", recoverable=True) from error
             if ended_us is None:
                 raise
-            self.book.end_session(row.session_id, ended_us)
+            self._note_end(row.session_id, ended_us)
             raise _over(row.session_id) from error
 
     # reading
@@ -245,8 +250,6 @@ class Host:
         if request is not None:
             self.check_time(request.timestamp)
         given = orjson.loads(row.metadata)
-        if not self.book.add_session(row):
-            raise Fault("SESSION_ALREADY_EXISTS", f"there is a session {row.session_id} already")
         try:
             session = self.runtime.session(
                 body.agent_id,
@@ -261,12 +264,19 @@ class Host:
                 metadata={CREATOR: row.creator, **({GIVEN: given} if given else {})},
                 request=request,
             )
-        except BaseException as error:
-            self.book.end_session(row.session_id, self.clock.wall_us())
-            if isinstance(error, ValueError):
-                raise Fault("INVALID_CARP_REQUEST", str(error)) from error
-            raise
+        except ValueError as error:
+            raise Fault("INVALID_CARP_REQUEST", str(error)) from error
+        except SinkError:
+            if self.session_row(row.session_id) is None:
+                raise
+            message = f"there is a session {row.session_id} already"  # another request was faster
+            raise Fault("SESSION_ALREADY_EXISTS", message, recoverable=True) from None
         assert isinstance(session, LocalSession)
+        try:
+            self.book.add_session(row)
+        except BaseException:
+            session.end("error", "it could not be begun")
+            raise
         self.table.put(session)
         return row, session.resolution
 
@@ -282,16 +292,24 @@ class Host:
         row = self.session_row(session_id)
         if row is None or row.ended_us is not None:
             return
+        for child in self.book.children(session_id):
+            self._end(child, reason, None)
         try:
             with self.opened(row) as session:
+                for call in session.untold:
+                    session.tell(call, "server", LEFT)
                 session.end(reason, error)
         except Fault as fault:
             if fault.code != "SESSION_ALREADY_ENDED":
                 raise
             return
-        ended_us = self._sealed_us(session_id)
+        ended_us = sealed_us(self.store, session_id)
         if ended_us is None:  # a call of it still runs here; it is sealed when that is done
             ended_us = self.clock.wall_us()
+        self._note_end(session_id, ended_us)
+
+    def _note_end(self, session_id: str, ended_us: int) -> None:
+        self._rows.pop(session_id, None)
         self.book.end_session(session_id, ended_us)
 
     def _resume(self, session_id: str) -> LocalSession:
@@ -302,41 +320,13 @@ class Host:
         return session
 
     def session_row(self, session_id: str) -> SessionRow | None:
-        """What is known of a session: from the book, or from its own first event where the book is a new one."""
+        """What is known of a session: from the book, or from its own trace where the book is a new one."""
         row = self.book.session(session_id)
-        if row is not None or not is_id(session_id):
-            return row
-        first = self._event(session_id, Query(event_type="session.started"))
-        if first is None:
-            return None
-        payload = first.payload
-        metadata = payload.get("metadata")
-        known = metadata if isinstance(metadata, dict) else {}
-        named = payload.get("atlas_ids")
-        row = SessionRow(
-            session_id,
-            str(payload["agent_id"]),
-            str(known.get(CREATOR) or ""),
-            str(payload["goal"]),
-            parse_us(first.timestamp),
-            self._sealed_us(session_id),
-            tuple(str(name) for name in named) if isinstance(named, list) else (),
-            known.get("parent_session_id"),
-            orjson.dumps(known.get(GIVEN) or {}).decode(),
-        )
-        self.book.add_session(row)
+        if row is None and is_id(session_id):
+            row = recalled(self.store, session_id)
+            if row is not None:
+                self.book.add_session(row)
         return row
-
-    def _sealed_us(self, session_id: str) -> int | None:
-        last = self._event(session_id, Query(last=1))
-        return parse_us(last.timestamp) if last is not None and last.event_type == "session.ended" else None
-
-    def _event(self, session_id: str, query: Query) -> Event | None:
-        try:
-            line = next(iter(self.store.find(session_id, query)), None)
-            return None if line is None else read(line.rstrip(b"\n"), "cra").event
-        except (SinkError, MalformedError):
-            return None
 
     def _check_agent(self, caller: Caller, agent_id: str) -> None:
         if not caller.may_be(agent_id):
@@ -345,12 +335,14 @@ class Host:
     def _usable(self, caller: Caller, named: Sequence[str] | None) -> Sequence[str] | None:
         """The Atlases a session may use: None for all of them, those loaded later too."""
         loaded = [atlas.manifest.atlas_id for atlas in self.runtime.atlases]
-        if named is None:
-            return None if "*" in caller.atlas_ids else [name for name in loaded if caller.may_use(name)]
-        for name in named:
-            if name not in loaded or not caller.may_use(name):
-                raise Fault("ATLAS_NOT_FOUND", f"no Atlas {name[:256]} is loaded")
-        return list(named)
+        if named is None and "*" in caller.atlas_ids:
+            return None
+        found = [name for name in loaded if caller.may_use(name) and (named is None or name in named)]
+        missing = [name for name in named or () if name not in found]
+        if missing or not found:  # none at all must never be taken for all of them
+            what = f"no Atlas {missing[0][:256]}" if missing else "no Atlas that this key may use"
+            raise Fault("ATLAS_NOT_FOUND", f"{what} is loaded")
+        return list(named) if named is not None else found
 
     def _agree(self, body: CreateSession, request: Request, named: list[str] | None) -> list[str] | None:
         who = request.requester

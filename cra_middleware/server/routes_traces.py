@@ -79,6 +79,8 @@ class Stream:
             caller = await loop.run_in_executor(pool, self._routes.enter, socket, READERS)
 
             def more() -> Sequence[bytes]:
+                if self._archive.is_quiet(session_id, after):
+                    return ()
                 return self._archive.page(caller, session_id, None, after, _BATCH)
 
             lines = await loop.run_in_executor(pool, more)

@@ -99,7 +99,16 @@ class SqliteBook:
             self._running.add((session_id, key))
             return Claim("new")
 
-    def answer(self, session_id: str, key: str, answer: Answer, now_us: int, call: ExecutionRow | None = None) -> None:
+    def answer(
+        self,
+        session_id: str,
+        key: str,
+        answer: Answer,
+        now_us: int,
+        call: ExecutionRow | None = None,
+        *,
+        is_final: bool = True,
+    ) -> None:
         with self._file.transaction() as connection:
             connection.execute(
                 "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -107,10 +116,13 @@ class SqliteBook:
             )
             if call is not None:
                 connection.execute("INSERT OR REPLACE INTO executions VALUES (?, ?, ?, ?, ?)", call)
-        self._let_go(session_id, key)
+        if is_final:
+            self._let_go(session_id, key)
 
-    def give_back(self, session_id: str, key: str) -> None:
+    def give_back(self, session_id: str, key: str, *, forget: bool = True) -> None:
         self._let_go(session_id, key)
+        if not forget:
+            return
         with self._file.transaction() as connection:
             connection.execute("DELETE FROM answers WHERE session_id = ? AND key = ?", (session_id, key))
 

@@ -8,6 +8,7 @@ from uuid import uuid4
 import pytest
 
 from cra_middleware.server.access import Caller as Who
+from cra_middleware.server.book import BookError
 from cra_middleware.testing import FrozenClock
 from tests.conftest import NOON, manifest, policies
 from tests.server.conftest import ASKED, Serve, Served, code
@@ -383,3 +384,26 @@ def test_groups_come_from_the_key(serve: Serve) -> None:
 def test_an_unknown_caller_is_nobody() -> None:
     """The empty identity owns nothing."""
     assert not Who("anyone", "", frozenset()).is_any("agent")
+
+
+def test_an_executor_is_never_run_twice(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When its answer could not be kept, or the process died, the same request is told that nobody knows."""
+    ran: list[int] = []
+    served = serve(executors={"ticket.get": lambda n: ran.append(n)})
+    bot = served.by("bot")
+    name = bot.session()
+    body = bot.execution(name)
+    book = served.service.host.book
+    keep = book.answer
+
+    def fails_at_last(*asked: Any, is_final: bool = True) -> None:
+        if is_final:
+            raise BookError("gone")
+        keep(*asked, is_final=False)
+
+    monkeypatch.setattr(book, "answer", fails_at_last)
+    assert code(bot.post("/v1/execute", body)) == (500, "STORAGE_LOCKED")
+    monkeypatch.undo()
+    for _ in range(2):
+        assert bot.post("/v1/execute", body).json()["error"]["code"] == "OUTCOME_UNKNOWN"
+    assert ran == [1]

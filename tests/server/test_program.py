@@ -144,7 +144,7 @@ def test_events_are_streamed(process: Callable[..., Process]) -> None:
             client.post("/v1/execute", json=execution(name))
             client.delete(f"/v1/sessions/{name}")
             kinds = [json.loads(text)["event_type"] for text in link]
-        assert kinds[-3:] == ["action.requested", "action.approved", "session.ended"]
+        assert kinds[-4:] == ["action.requested", "action.approved", "action.failed", "session.ended"]
         with connect(f"{address}?session_id={name}&since_sequence=2") as link:
             assert json.loads(link.recv(5))["sequence"] == 3
         exceptions = pytest.importorskip("websockets.exceptions")

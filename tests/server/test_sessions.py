@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import pytest
 
+from cra_middleware.errors import SinkError
 from cra_middleware.server.host import Host
 from cra_middleware.testing import FrozenClock
 from tests.conftest import NOON, manifest, policies
@@ -326,3 +327,46 @@ def test_health_notices(served: Served, monkeypatch: pytest.MonkeyPatch) -> None
     assert (answer.status_code, answer.json()["status"]) == (503, "unhealthy")
     assert answer.json()["checks"]["book"] == {"status": "fail", "message": "the disk is gone"}
     assert answer.json()["checks"]["extra"]["status"] == "fail"
+
+
+def test_a_key_without_an_atlas_gets_no_session(served: Served) -> None:
+    """None at all must never become all of them, not even after a restart."""
+    support = served.by("support", atlas_ids=("com.other.*",))
+    assert code(support.post("/v1/sessions", {"agent_id": "bot", "goal": "g"})) == (404, "ATLAS_NOT_FOUND")
+    bound = served.by("bound", atlas_ids=("com.example.*",))
+    name = bound.session()
+    extra = {**manifest(actions=[{"action_id": "door.open", "name": "n", "description": "d"}], policies=policies())}
+    write(served, "extra.json", {**extra, "atlas_id": "com.example2.door"})
+    served.stop()
+    served.start()
+    assert code(bound.execute(name, "door.open")) == (404, "ACTION_NOT_FOUND")
+    assert bound.execute(name).status_code == 200
+    child = {"agent_id": "bot", "goal": "g", "parent_session_id": name, "atlas_id": "com.example2.door"}
+    assert code(bound.post("/v1/sessions", child)) == (404, "ATLAS_NOT_FOUND")
+
+
+def test_an_end_closes_the_calls_that_are_out(served: Served) -> None:
+    """Nothing that was let run is left without an outcome in a sealed trace; grandchildren end, too."""
+    bot = served.by("bot")
+    parent = bot.session()
+    child = bot.session(parent_session_id=parent)
+    grandchild = bot.session(parent_session_id=child)
+    call = bot.execute(grandchild).json()["execution_id"]
+    bot.ask("DELETE", f"/v1/sessions/{parent}")
+    assert bot.kinds(grandchild)[-2:] == ["action.failed", "session.ended"]
+    assert code(bot.report(grandchild, call)) == (409, "SESSION_ALREADY_ENDED")
+
+
+def test_a_session_that_could_not_begin_may_be_tried_again(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under the same id."""
+    bot, name = served.by("bot"), str(uuid4())
+    store = served.service.host.store
+
+    def full(session_id: str) -> None:
+        raise SinkError("the disk is full", is_transient=True)
+
+    monkeypatch.setattr(store, "create", full)
+    body = {"agent_id": "bot", "goal": "Help", "session_id": name}
+    assert code(bot.post("/v1/sessions", body)) == (500, "STORAGE_LOCKED")
+    monkeypatch.undo()
+    assert bot.post("/v1/sessions", body).status_code == 201
