@@ -6,8 +6,6 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -19,26 +17,9 @@ from cra_middleware.server.faults import STATUSES
 from cra_middleware.server.routing import Limits, read_json
 from cra_middleware.testing import FrozenClock
 from tests.conftest import NOON, manifest
-from tests.server.conftest import Serve, Served, code, free_port
+from tests.server.conftest import Serve, Served, code, listening
 
-uvicorn = pytest.importorskip("uvicorn")
-
-
-@contextmanager
-def listening(served: Served) -> Iterator[int]:
-    """The same application on a real socket."""
-    port = free_port()
-    config = uvicorn.Config(served.app, port=port, lifespan="off", log_level="error", access_log=False)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        yield port
-    finally:
-        server.should_exit = True
-        thread.join(10)
+pytest.importorskip("uvicorn")
 
 
 def talk(port: int, *parts: bytes, pause: float = 0.0) -> bytes:

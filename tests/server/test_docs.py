@@ -5,26 +5,26 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import manifest
-from tests.server.conftest import ASKED, Process
+from tests.server.conftest import ASKED, Serve, listening
 
 pytest.importorskip("uvicorn")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "http.md"
 
 
 @pytest.mark.skipif(shutil.which("curl") is None or shutil.which("jq") is None, reason="needs curl and jq")
-def test_the_walk_through(process: Callable[..., Process], tmp_path: Path) -> None:
+def test_the_walk_through(serve: Serve, tmp_path: Path) -> None:
     """A call that runs, one that is denied, one that a person approves; the trace is sealed and verifies."""
-    server = process(atlas=manifest(policies=[*manifest()["policies"], ASKED]))
+    served = serve(manifest(policies=[*manifest()["policies"], ASKED]), with_keys=False)
     steps = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     assert len(steps) == 6
-    script = f"set -eu\nCRA={server.url}\n" + "\n".join(f"{step}\necho\necho ==" for step in steps)
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    with listening(served) as port:
+        script = f"set -eu\nCRA=http://127.0.0.1:{port}\n" + "\n".join(f"{step}\necho\necho ==" for step in steps)
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     said = [part.strip() for part in done.stdout.split("==")]
     assert '"recorded":true' in said[2]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
@@ -15,6 +18,7 @@ from cra_middleware.server.openapi import document
 from cra_middleware.testing import FrozenClock
 from tests.conftest import manifest
 from tests.server.conftest import Process, Serve, Served
+from tests.server.test_program import execution
 
 METHODS = ("get", "put", "post", "delete", "patch")
 LOOSER = {"execution.resolution_id"}
@@ -128,12 +132,31 @@ def differs(expected: Any, found: Any) -> Any:
 def test_schemathesis(process: Any) -> None:
     """Thousands of requests made from the document: no 500, no answer that is not in it."""
     pytest.importorskip("schemathesis")
-    import subprocess
-
     ask = {"policy_id": "ask", "type": "require_approval", "actions": ["refund.create"]}
     server: Process = process(atlas=manifest(policies=[*manifest()["policies"], ask]))
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+    with httpx.Client(base_url=server.url) as client:
+        session = client.post("/v1/sessions", json={"agent_id": "bot", "goal": "Help"}).json()["session_id"]
+        executions = [client.post("/v1/execute", json=execution(session, n)).json()["execution_id"] for n in range(20)]
+        questions = []
+        for number in range(20):
+            body = execution(session, number)
+            body["execution"]["action_id"] = "refund.create"
+            questions.append(client.post("/v1/execute", json=body).json()["error"]["details"]["approval_id"])
+    known = {
+        "CRA_TEST_SESSION": session,
+        "CRA_TEST_EXECUTIONS": " ".join(executions),
+        "CRA_TEST_APPROVALS": " ".join(questions),
+        "SCHEMATHESIS_HOOKS": "tests.server.schemathesis_hooks",
+    }
     command = [sys.executable, "-m", "schemathesis.cli", "run", server.url + "/v1/openapi.yaml", "--checks", checks]
     more = ["--max-examples", "60", "--phases", "examples,coverage,fuzzing,stateful", "--no-color", "--seed", "1"]
-    done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=900, cwd=server.folder)
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [*command, *more], capture_output=True, text=True, timeout=900, cwd=root, env={**os.environ, **known}
+    )
+    shutil.rmtree(root / ".hypothesis", ignore_errors=True)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    with httpx.Client(base_url=server.url) as client:
+        assert client.post(f"/v1/traces/{session}/verify").json()["valid"]
+        assert client.get(f"/v1/traces/{session}").json()["total"] > 200

@@ -132,30 +132,6 @@ def test_stopped_while_it_answers(process: Callable[..., Process]) -> None:
         assert len(told["events"]) >= answers.count(200)
 
 
-def test_events_are_streamed(process: Callable[..., Process]) -> None:
-    """Those that are there, those that come, until the last."""
-    connect = pytest.importorskip("websockets.sync.client").connect
-    server = process()
-    with httpx.Client(base_url=server.url) as client:
-        name = client.post("/v1/sessions", json={"agent_id": "bot", "goal": "Help"}).json()["session_id"]
-        address = f"ws://127.0.0.1:{server.port}/v1/traces/stream"
-        with connect(f"{address}?session_id={name}") as link:
-            assert json.loads(link.recv(5))["event_type"] == "session.started"
-            client.post("/v1/execute", json=execution(name))
-            client.delete(f"/v1/sessions/{name}")
-            kinds = [json.loads(text)["event_type"] for text in link]
-        assert kinds[-4:] == ["action.requested", "action.approved", "action.failed", "session.ended"]
-        with connect(f"{address}?session_id={name}&since_sequence=2") as link:
-            assert json.loads(link.recv(5))["sequence"] == 3
-        exceptions = pytest.importorskip("websockets.exceptions")
-        for query, headers in (
-            (f"session_id={uuid4()}", {}),
-            (f"session_id={name}", {"Origin": "http://evil.example"}),
-        ):
-            with pytest.raises(exceptions.InvalidStatus), connect(f"{address}?{query}", additional_headers=headers):
-                pass
-
-
 def test_without_keys_only_loopback(tmp_path: Path) -> None:
     """Any other address needs a key first; it says so, and does not start."""
     (tmp_path / "atlases").mkdir()

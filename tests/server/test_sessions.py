@@ -12,7 +12,7 @@ from cra_middleware.errors import SinkError
 from cra_middleware.server.host import Host
 from cra_middleware.testing import FrozenClock
 from tests.conftest import NOON, manifest, policies
-from tests.server.conftest import Caller, Serve, Served, code
+from tests.server.conftest import Caller, Serve, Served, code, listening
 
 
 def test_a_session_is_created_resolved_and_ended(served: Served) -> None:
@@ -370,3 +370,30 @@ def test_a_session_that_could_not_begin_may_be_tried_again(served: Served, monke
     assert code(bot.post("/v1/sessions", body)) == (500, "STORAGE_LOCKED")
     monkeypatch.undo()
     assert bot.post("/v1/sessions", body).status_code == 201
+
+
+def test_events_are_streamed(served: Served) -> None:
+    """Those that are there, those that come, until the last."""
+    connect = pytest.importorskip("websockets.sync.client").connect
+    exceptions = pytest.importorskip("websockets.exceptions")
+    bot = served.by("bot")
+    name = bot.session()
+    key = {"X-API-Key": served.key("bot")}
+    with listening(served) as port:
+        address = f"ws://localhost:{port}/v1/traces/stream"
+        with connect(f"{address}?session_id={name}", additional_headers=key) as link:
+            assert json.loads(link.recv(5))["event_type"] == "session.started"
+            bot.execute(name)
+            bot.ask("DELETE", f"/v1/sessions/{name}")
+            kinds = [json.loads(text)["event_type"] for text in link]
+        assert kinds[-4:] == ["action.requested", "action.approved", "action.failed", "session.ended"]
+        with connect(f"{address}?session_id={name}&since_sequence=2", additional_headers=key) as link:
+            assert json.loads(link.recv(5))["sequence"] == 3
+        for query, headers in (
+            (f"session_id={uuid4()}", key),
+            (f"session_id={name}", {}),
+            (f"session_id={name}", {"X-API-Key": served.key("other")}),
+            (f"session_id={name}", {**key, "Origin": "http://evil.example"}),
+        ):
+            with pytest.raises(exceptions.InvalidStatus), connect(f"{address}?{query}", additional_headers=headers):
+                pass
