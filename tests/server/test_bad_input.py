@@ -140,8 +140,8 @@ def test_a_large_body_is_not_read(serve: Serve) -> None:
         assert b" 413 " in announced.partition(b"\r\n")[0]
         assert b"PAYLOAD_TOO_LARGE" in announced
         piece = b"10000\r\n" + b"x" * 65_536 + b"\r\n"
-        endless = talk(port, head(served, None), *[piece] * 40)
-        assert endless == b"" or b" 413 " in endless.partition(b"\r\n")[0]  # a reset may swallow the answer
+        endless = talk(port, head(served, None), *[piece] * 17)
+        assert b" 413 " in endless.partition(b"\r\n")[0]
         unknown = head(served, 500_000).replace(b"x-api-key: cra_", b"x-api-key: arc_")
         assert b" 401 " in talk(port, unknown, b"x" * 500_000).partition(b"\r\n")[0]
         assert b" 200 " in talk(port, b"GET /v1/health HTTP/1.0\r\nhost: localhost\r\n\r\n").partition(b"\r\n")[0]

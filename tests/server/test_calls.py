@@ -132,6 +132,7 @@ def test_nobody_else_reports(served: Served) -> None:
     assert code(bot.report(bot.session(), call)) == (404, "EXECUTION_NOT_FOUND")
     assert "action.executed" not in bot.kinds(name)
     assert bot.report(name, call).status_code == 200
+    assert code(served.by("other").report(name, call)) == (404, "EXECUTION_NOT_FOUND")  # nor hears that it is told of
 
 
 def test_a_failure_is_told_in_our_words(served: Served) -> None:
@@ -207,8 +208,10 @@ def test_a_call_that_was_not_answered_is_found_again(serve: Serve) -> None:
     served.stop()
     forget(served, "answers", "executions")
     served.start()
+    other = bot.execute(name).json()  # the same call under another id is another call
+    assert other["execution_id"] != call["execution_id"]
     assert bot.post("/v1/execute", body).json()["execution_id"] == call["execution_id"]
-    assert bot.kinds(name).count("action.requested") == 1
+    assert bot.kinds(name).count("action.requested") == 2
     assert bot.report(name, call["execution_id"]).status_code == 200
 
 
@@ -365,6 +368,9 @@ def test_who_asked_does_not_answer(served: Served) -> None:
         assert code(caller.post(f"/v1/approvals/{question}/approve")) == (403, "FORBIDDEN")
     assert served.by("plain").post(f"/v1/approvals/{question}/approve").status_code == 403
     assert asker.get(f"/v1/approvals/{question}").json()["state"] == "pending"
+    chief = served.by("chief", "admin")
+    own = chief.execute(chief.session(), "refund.create").json()["error"]["details"]["approval_id"]
+    assert code(chief.post(f"/v1/approvals/{own}/approve")) == (403, "FORBIDDEN")
     assert served.by("boss", "admin").post(f"/v1/approvals/{question}/approve").status_code == 200
 
 
