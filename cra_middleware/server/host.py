@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import cast
 
 import orjson
@@ -296,8 +296,10 @@ class Host:
             self._end(child, reason, None)
         try:
             with self.opened(row) as session:
+                session.refresh()
                 for call in session.untold:
-                    session.tell(call, "server", LEFT)
+                    with suppress(ValueError):  # somebody tells of it at this very moment
+                        session.tell(call, "server", LEFT)
                 session.end(reason, error)
         except Fault as fault:
             if fault.code != "SESSION_ALREADY_ENDED":
