@@ -150,9 +150,9 @@ async def measure(url: str, step: Step, clients: int, seconds: float) -> dict[st
         async with httpx.AsyncClient(base_url=url, timeout=30) as client:
             if step is not echo:
                 await create(client, state)
-            for _ in range(20):
+            for _ in range(5):
                 await step(client, state)
-            while time.perf_counter() < until:
+            while time.perf_counter() < until or len(taken) < 20:
                 began = time.perf_counter()
                 await step(client, state)
                 taken.append(time.perf_counter() - began)
