@@ -132,7 +132,7 @@ _LISTS = ("roles", "agent_ids", "atlas_ids", "groups")
 
 
 def _keys(trace: str, state: str) -> SqliteApiKeys:
-    from cra_middleware.server.assembly import open_keys, state_folder
+    from cra_middleware.server.places import open_keys, state_folder
 
     if not trace and not state:
         raise stop("name the server's place: --trace PLACE or --state DIR (or set CRA_TRACE or CRA_STATE)", 2)

@@ -75,7 +75,8 @@ def serve(
         import uvicorn
 
         from cra_middleware.server.access import Tokens
-        from cra_middleware.server.assembly import assemble, open_keys, state_folder
+        from cra_middleware.server.assembly import assemble
+        from cra_middleware.server.places import open_keys, state_folder
     except ImportError as error:
         raise stop(f"the server needs more packages: pip install 'cra-middleware[server]' ({error.name})", 2) from None
     if not atlas and not observe:

@@ -15,7 +15,6 @@ from cra_middleware._clock import Clock, SystemClock
 from cra_middleware.approvals import ApprovalStore
 from cra_middleware.carp.quota import Counters
 from cra_middleware.carp.sqlite_counters import SqliteCounters
-from cra_middleware.errors import CRAError
 from cra_middleware.runtime import Runtime
 from cra_middleware.server.access import ApiKeys, Guard, Tokens
 from cra_middleware.server.app import Extend, create_app
@@ -23,51 +22,13 @@ from cra_middleware.server.atlas_folder import AtlasFolder
 from cra_middleware.server.book import Book
 from cra_middleware.server.calls import DEFAULT_TIMEOUT_SECONDS, Executor
 from cra_middleware.server.host import IDLE_SECONDS, MAX_OPEN, Host
+from cra_middleware.server.places import state_folder
 from cra_middleware.server.routing import Limits
-from cra_middleware.server.sqlite_api_keys import SqliteApiKeys
 from cra_middleware.server.sqlite_book import SqliteBook
-from cra_middleware.sinks_by_name import POSTGRES, SQLITE, is_folder, sink_for
+from cra_middleware.sinks_by_name import POSTGRES, is_folder, sink_for
 from cra_middleware.sqlite_approvals import SqliteApprovals
 from cra_middleware.trace.sink import Sink, TraceStore
 from cra_middleware.trace.sinks.postgres import PostgresSink
-
-STATE = "server"
-"""The folder of the server's own files, beside the traces."""
-
-
-class NoPlaceError(CRAError):
-    """Nobody said where the server keeps its own files."""
-
-
-def state_folder(trace: str | Path, state: str | Path | None = None) -> Path:
-    """Where a server that writes to ``trace`` keeps its own files; made when it is not there.
-
-    Raises:
-        NoPlaceError: when ``trace`` is no place on this machine, and ``state`` is not given; or it cannot be made.
-    """
-    text = str(trace)
-    if state is not None:
-        folder = Path(state)
-    elif text.startswith(SQLITE):
-        folder = Path(text.removeprefix(SQLITE) + f".{STATE}")
-    elif is_folder(text):
-        folder = Path(text) / STATE
-    else:
-        raise NoPlaceError("say where the server keeps its own files: --state DIR")
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise NoPlaceError(f"{folder} cannot be made: {error.strerror}") from error
-    return folder
-
-
-def open_keys(folder: Path) -> SqliteApiKeys:
-    """The keys in a state folder.
-
-    Raises:
-        ApiKeyError: when they cannot be read.
-    """
-    return SqliteApiKeys(folder / "api-keys.db")
 
 
 def assemble(

@@ -16,7 +16,7 @@ from cra_middleware.server.faults import Fault
 from cra_middleware.server.tokens import JwtTokens
 from cra_middleware.testing import FrozenClock
 from tests.conftest import NOON
-from tests.server.conftest import Caller, Serve, Served, code
+from tests.server.serving import Caller, Serve, Served, code
 
 jwt = pytest.importorskip("jwt")
 

@@ -17,7 +17,7 @@ from cra_middleware.server.faults import STATUSES
 from cra_middleware.server.routing import Limits, read_json
 from cra_middleware.testing import FrozenClock
 from tests.conftest import NOON, manifest
-from tests.server.conftest import Serve, Served, code, listening
+from tests.server.serving import Serve, Served, code, listening
 
 pytest.importorskip("uvicorn")
 

@@ -11,7 +11,7 @@ from cra_middleware.server.access import Caller as Who
 from cra_middleware.server.book import BookError
 from cra_middleware.testing import FrozenClock
 from tests.conftest import NOON, manifest, policies
-from tests.server.conftest import ASKED, Serve, Served, code
+from tests.server.serving import ASKED, Serve, Served, code
 
 LIMIT = {
     "policy_id": "twice",

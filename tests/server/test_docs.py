@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import manifest
-from tests.server.conftest import ASKED, Serve, listening
+from tests.server.serving import ASKED, Serve, listening
 
 pytest.importorskip("uvicorn")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "http.md"

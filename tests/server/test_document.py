@@ -17,7 +17,7 @@ import yaml
 from cra_middleware.server.openapi import document
 from cra_middleware.testing import FrozenClock
 from tests.conftest import manifest
-from tests.server.conftest import Process, Serve, Served
+from tests.server.serving import Process, Serve, Served
 from tests.server.test_program import execution
 
 METHODS = ("get", "put", "post", "delete", "patch")

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from cra_middleware import verify
 from cra_middleware.cli import app
-from tests.server.conftest import Process, utc_now
+from tests.server.serving import Process, utc_now
 
 pytest.importorskip("uvicorn")
 

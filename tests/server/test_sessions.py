@@ -12,7 +12,7 @@ from cra_middleware.errors import SinkError
 from cra_middleware.server.host import Host
 from cra_middleware.testing import FrozenClock
 from tests.conftest import NOON, manifest, policies
-from tests.server.conftest import Caller, Serve, Served, code, listening
+from tests.server.serving import Caller, Serve, Served, code, listening
 
 
 def test_a_session_is_created_resolved_and_ended(served: Served) -> None:

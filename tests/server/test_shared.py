@@ -12,7 +12,7 @@ from cra_middleware.server.assembly import assemble
 from cra_middleware.server.sqlite_book import SqliteBook
 from cra_middleware.sqlite_approvals import SqliteApprovals
 from tests.conftest import manifest
-from tests.server.conftest import Caller, Served, code
+from tests.server.serving import Caller, Served, code
 from tests.trace.postgres_server import database
 
 psycopg = pytest.importorskip("psycopg")
