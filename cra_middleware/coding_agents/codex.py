@@ -8,7 +8,8 @@ on, and an ``allow`` that changes nothing is refused as malformed. Everything el
 that cannot be started) lets the tool run, and no setting changes that. There is no event for the end of a session.
 
 A patch is one text. The file it touches is told beside it, as ``path``, with what happens to it (``operation``), so
-that rules about paths can speak of it; of a patch that touches several files no ``path`` is told. ``cwd`` is where the
+that rules about paths can speak of it; of a patch that touches several files no ``path`` is told, nor of one whose
+name has blanks around it, or letters that cannot be seen: Codex may mean another file by it. ``cwd`` is where the
 very call runs (seen with 0.171: the model may name any folder for a shell line); it is told beside the arguments of
 ``Bash``, as ``folder``. A hook runs only once a person has trusted it (``/hooks``).
 """
@@ -33,9 +34,7 @@ from cra_middleware.coding_agents.events import (
 )
 
 FRAMEWORK = "codex"
-_TOUCHES = re.compile(
-    r"^\s*\*\*\* (?:(Add|Update|Delete) File|Move to|Environment ID):[ \t]*(.*?)[ \t]*$", re.MULTILINE
-)
+_TOUCHES = re.compile(r"^\s*\*\*\* (?:(Add|Update|Delete) File|Move to|Environment ID):(.*)$", re.MULTILINE)
 
 
 def parse(event: Mapping[str, object], /) -> Event:
@@ -73,5 +72,8 @@ def _touched(patch: object) -> dict[str, object]:
     found = _TOUCHES.findall(patch) if isinstance(patch, str) else []
     if len(found) != 1 or not found[0][0]:
         return {"operation": "several"}
-    ((operation, path),) = found
+    ((operation, rest),) = found
+    path = rest[1:]
+    if rest[:1] != " " or path != path.strip() or not path.isprintable():
+        return {"operation": "several"}  # Codex takes blanks of any kind, \r among them, from the end of the name
     return {"operation": operation.lower(), "path": path}

@@ -163,6 +163,14 @@ def test_a_patch_is_about_a_path(hook: Hook) -> None:
     assert b"cra approvals" in patch("*** Delete File: a.txt").stderr
 
 
+@pytest.mark.parametrize("end", ["\r", "\u00a0", "\x0b", "\x0c", "\x85", "\u2003", "\u2028", "\t", " ", "\u200b"])
+def test_a_patch_names_its_file_plainly(hook: Hook, end: str) -> None:
+    """Codex takes blanks of every kind from the end of a name: what it then touches must not be another file."""
+    for header in (f" prod.env{end}", f"{end}prod.env", f" {end}prod.env"):
+        patch = f"*** Begin Patch\n*** Update File:{header}\n@@\n-a\n+b\n*** End Patch"
+        assert blocks("codex", hook.tell("codex", before("codex", "apply_patch", {"command": patch}, hook.project)))
+
+
 def test_cursors_older_events(hook: Hook) -> None:
     """Shell and MCP events without a call's id find their outcome by what was called."""
     common = {"conversation_id": "c", "generation_id": "g"}
