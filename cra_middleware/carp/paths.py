@@ -2,7 +2,8 @@
 
 This is the one place below the runtime that looks at the disk: what a link leads to cannot be known otherwise. A link
 that is made between the decision and the tool's run is not seen, so this is no sandbox. A relative path is taken
-from the process's working directory, as the tool's own ``open()`` takes it.
+from the process's working directory, as the tool's own ``open()`` takes it. Where ``/proc/self`` and ``/dev/fd`` lead
+cannot be told, for the tool may run in another process.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from collections.abc import Callable, Sequence
 from cra_middleware.atlas.argument_tests import PROJECT
 
 MAX_PATH = 4096
+_OF_A_PROCESS = re.compile(r"/+(?:proc/(?:self|thread-self|[0-9]+)|dev/fd)(?:/.*)?", re.DOTALL)
+"""What such a path leads to is another thing in the process of the tool than here."""
 PathTest = Callable[[object], bool | None]
 
 
@@ -76,11 +79,11 @@ def _readings(value: object) -> tuple[str, str] | None:
         return None  # another user's home
     try:
         value.encode()
-        written = os.path.expanduser(value)
-        real = os.path.realpath(written, strict=False)
-        if not _can_be_followed(real):
+        written = os.path.join(os.getcwd(), os.path.expanduser(value))
+        real, plain = os.path.realpath(written, strict=False), os.path.normpath(written)
+        if not _can_be_followed(real) or _OF_A_PROCESS.fullmatch(plain):
             return None
-        return real, os.path.normpath(os.path.join(os.getcwd(), written))
+        return real, plain
     except (OSError, ValueError):
         return None
 

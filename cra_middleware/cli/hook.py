@@ -90,9 +90,9 @@ def install(
         load(name)
     folder = Path.cwd()
     options = [("--atlas", name) for name in atlases]
-    options.append(("--trace", str(Path(trace or Path.home() / ".cra" / "traces").absolute())))
-    if approvals:
-        options.append(("--approvals", str(Path(approvals).absolute())))
+    traces = Path(trace or Path.home() / ".cra" / "traces").absolute()
+    options.append(("--trace", str(traces)))
+    options.append(("--approvals", str(Path(approvals or traces / "approvals.db").absolute())))  # not the environment
     if not user:
         options.append(("--project", str(folder)))
     line = command(agent, options)
@@ -104,6 +104,18 @@ def install(
         raise stop(f"{file} stays as it is: {error}. The command is: {line}", 1) from None
     if _change(file, before, after, yes, keep=True):
         _try(line, file)
+        _warn_of_what_the_agent_can_write([Path(value).resolve() for name, value in options if name != "--project"])
+
+
+def _warn_of_what_the_agent_can_write(keepers: list[Path]) -> None:
+    """An agent that writes its own Atlas, or the answers to its own questions, judges itself."""
+    project = Path.cwd().resolve()
+    for keeper in keepers:
+        if keeper.is_relative_to(project):
+            say(
+                ("In the project, where the agent works: ", "yellow"),
+                f"{keeper}. Keep it elsewhere, or have the Atlas deny it.",
+            )
 
 
 @app.command(short_help="Take the hook out of an agent's settings.")

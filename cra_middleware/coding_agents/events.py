@@ -136,7 +136,8 @@ def arguments(event: Mapping[str, object], key: str = "tool_input") -> dict[str,
 def placed(given: Mapping[str, object], *folders: object) -> dict[str, object]:
     """A shell tool's arguments with the folder that its line runs in, told beside them as ``folder``."""
     where = next((found for found in folders if isinstance(found, str) and found), None)
-    return dict(given) if where is None else {**given, "folder": where}
+    own = {key: value for key, value in given.items() if key != "folder"}  # the model's word is none about it
+    return own if where is None else {**own, "folder": where}
 
 
 def milliseconds(event: Mapping[str, object], key: str) -> int | None:

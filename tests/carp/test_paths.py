@@ -81,6 +81,16 @@ def test_within(project: Path, path: Any, answer: bool | None) -> None:
         assert within_test("$PROJECT", str(project))(f"{project}/{path}") is answer
 
 
+@pytest.mark.parametrize(
+    "path", ["/proc/self/cwd/x", "//proc/self/cwd/../x", "src/../../../../../../../../proc/self/cwd/x", "/dev/fd/3"]
+)
+def test_a_path_of_one_process_cannot_be_told(project: Path, path: str) -> None:
+    """The tool may run in another process, whose working directory and open files are others."""
+    assert within_test("$PROJECT", str(project))(path) is None
+    assert within_test("$PROJECT", str(project))(f"/proc/{os.getpid()}/cwd/x") is None
+    assert glob_test(["**/x"], str(project))(path) is None
+
+
 def test_within_is_about_the_folder_itself(project: Path, tmp_path: Path) -> None:
     """A folder that is named by a link, a part of the project, a home folder."""
     (tmp_path / "link").symlink_to(project)

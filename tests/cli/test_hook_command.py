@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import stat
 import subprocess
 import sys
@@ -224,3 +225,13 @@ def test_the_help_teaches(cra: Cra) -> None:
     assert "cra hook install claude-code" in told
     assert "account" in told
     assert Path(ENTRY).is_file()
+
+
+def test_what_judges_the_agent_is_named_and_kept_apart(cra: Cra, project: Path) -> None:
+    """The store of approvals is written down, whatever the environment says; what lies in the project is warned of."""
+    ran = cra("hook", "install", "gemini", "--atlas", DEVELOPER, "--trace", project / "traces", "--yes")
+    store = shlex.quote(str(project / "traces" / "approvals.db"))
+    assert f"--approvals {store}" in hooks_in(settings_file("gemini", project).read_text())[0]["command"]
+    assert "Keep it elsewhere" in ran.stdout
+    ran = cra("hook", "install", "codex", "--atlas", DEVELOPER, "--trace", project.parent / "traces", "--yes")
+    assert "Keep it elsewhere" not in ran.stdout

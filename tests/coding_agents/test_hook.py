@@ -224,6 +224,16 @@ def test_a_line_runs_in_a_folder(hook: Hook, agent: str) -> None:
         assert blocks(agent, hook.tell(agent, before(agent, tool, {**given, "dir_path": "/etc"}, hook.project)))
 
 
+@pytest.mark.parametrize("agent", AGENTS)
+def test_the_model_does_not_say_where_a_line_runs(hook: Hook, agent: str) -> None:
+    """What the agent does not tell, no argument of the call makes up."""
+    event = before(agent, *shell(agent, "git status", hook.project), hook.project)
+    event["tool_input"] = {"command": "git status", "folder": str(hook.project)}
+    assert passes(agent, hook.tell(agent, event))
+    event |= {"cwd": "", "workspace_roots": []}
+    assert blocks(agent, hook.tell(agent, event))
+
+
 def test_where_a_tool_runs_counts(hook: Hook) -> None:
     """A relative path is taken from the agent's folder, not from where the hook was started."""
     (hook.project / "sub").mkdir()
