@@ -82,7 +82,7 @@ class Epoch:
 
     def distrust(self, source: str, name: str, described: Callable[[], str]) -> str | None:
         """Why a tool is not one that was looked at, as the Atlases' locks say; ``described`` gives its digest."""
-        locks = [atlas.lock for atlas in self.atlases if atlas.lock is not None and source in atlas.lock.tools]
+        locks = [atlas.lock for atlas in self.atlases if atlas.lock is not None and atlas.lock.holds(source)]
         if not locks:
             return None
         digest = described()

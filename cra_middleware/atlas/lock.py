@@ -3,7 +3,8 @@
     {"lock_version": 1, "tools": {"mcp:filesystem": {"read_file": "5f0c…"}}}
 
 A source is a framework, or a framework and a server. A tool of a source that is named in the lock must be as it was
-when the lock was written: a server that changes a tool's description may be telling a model something new.
+when the lock was written: a server that changes a tool's description may be telling a model something new. Its title,
+annotations and output schema are not held to anything.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pydantic import JsonValue
 
 NAME = "atlas.lock"
 VERSION = 1
+_MCP = "mcp:"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -27,13 +29,24 @@ class Lock:
 
     tools: Mapping[str, Mapping[str, str]]
 
+    def holds(self, source: str) -> bool:
+        """Whether tools of this source are looked at."""
+        return bool(self._held(source))
+
     def problem(self, source: str, name: str, digest: str) -> str | None:
         """Why a tool is not one that was looked at; None when it is, or when nobody looks at its source."""
-        known = self.tools.get(source)
-        if known is None or known.get(name) == digest:
+        held = self._held(source)
+        if not held or any(known.get(name) == digest for known in held):
             return None
-        what = "has changed" if name in known else "is new"
+        what = "has changed" if any(name in known for known in held) else "is new"
         return f"the tool {name[:200]!r} of {source} {what} since a person looked at the tools; run cra atlas lock"
+
+    def _held(self, source: str) -> list[Mapping[str, str]]:
+        """What a source is held to. An MCP server may change its name: one of a name that is not in the lock is held to
+        all the servers that are."""
+        if source in self.tools:
+            return [self.tools[source]]
+        return [known for other, known in self.tools.items() if source.startswith(_MCP) and other.startswith(_MCP)]
 
 
 @dataclass(frozen=True, slots=True)

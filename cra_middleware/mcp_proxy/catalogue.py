@@ -20,11 +20,11 @@ class Definition(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """What ``atlas.lock`` holds it to."""
+        """What ``atlas.lock`` holds it to; empty, which is no digest, when the protocol knows no such definition."""
         description, schema = self.fields.get("description"), self.fields.get("inputSchema")
-        return tool_digest(
-            self.name, description if isinstance(description, str) else "", schema if isinstance(schema, dict) else None
-        )
+        if not isinstance(description, str | None) or not isinstance(schema, dict | None):
+            return ""
+        return tool_digest(self.name, description or "", schema)
 
 
 class Catalogue:
