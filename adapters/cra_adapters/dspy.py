@@ -1,4 +1,5 @@
-"""DSPy: ``govern(module, runtime)`` governs the tools of ``ReAct`` and ``ReActV2``; ``govern_tools`` those of others.
+"""DSPy: ``govern(module, runtime)`` governs the tools of ``ReAct``, ``ReActV2`` and ``RLM``; ``govern_tools`` those of
+others. A module with tools in other places is refused.
 
 The function of a ``dspy.Tool`` is what decides, on the parsed arguments that it gets: ``tool(...)``, ``tool.acall``,
 ``tool.func`` and ``ToolCall.execute`` of a governed tool all go through it. Callbacks would not do: what they raise is
@@ -60,13 +61,9 @@ def govern(
     point = _point(runtime, actions, agent, goal)
     found = 0
     for _, inner in module.named_sub_modules():
-        if isinstance(inner, dspy.CodeAct):
+        if isinstance(inner, getattr(dspy, "CodeAct", ())):  # which is to be removed in 3.5
             raise TypeError("CodeAct runs the source of its tools in a sandbox: they cannot be governed")
-        tools = inner.__dict__.get("tools")
-        if not isinstance(tools, dict):
-            if tools:
-                raise TypeError(f"the tools of {type(inner).__name__} are in no dictionary: give it govern_tools(...)")
-            continue
+        tools = _tools_of(inner)
         own = {name for kind, name in _OWN_TOOLS.items() if isinstance(inner, kind)}
         for name, tool in tools.items():
             if name not in own:
@@ -76,6 +73,25 @@ def govern(
         raise ValueError(f"no tools were found in {type(module).__name__}; give it govern_tools(...)")
     module.callbacks = [*module.callbacks, _Runs(point)]
     return module
+
+
+def _tools_of(module: dspy.Module) -> dict[str, Any]:
+    """Where a module keeps its tools.
+
+    Raises:
+        TypeError: when it holds ungoverned ones where they cannot be replaced.
+    """
+    places = {"tools", "_user_tools"} if isinstance(module, dspy.RLM) else {"tools"}
+    found: dict[str, Any] = {}
+    for name, value in module.__dict__.items():
+        if name in places and isinstance(value, dict):
+            found = value
+            continue
+        held = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+        is_ungoverned = any(isinstance(item, dspy.Tool) and not isinstance(item, _Governed) for item in held)
+        if is_ungoverned or (name == "tools" and value):
+            raise TypeError(f"{type(module).__name__} holds tools in .{name}: give it what govern_tools(...) returns")
+    return found
 
 
 def govern_tools(
@@ -200,8 +216,7 @@ def describe_tools(found: Any) -> list[tuple[str, str, dict[str, Any] | None]]:
         if isinstance(item, dspy.Module):
             for _, inner in item.named_sub_modules():
                 own = {name for kind, name in _OWN_TOOLS.items() if isinstance(inner, kind)}
-                tools = inner.__dict__.get("tools")
-                described += [_shown(tool) for name, tool in dict(tools or {}).items() if name not in own]
+                described += [_shown(tool) for name, tool in _tools_of(inner).items() if name not in own]
         elif isinstance(item, dspy.Tool) or callable(item):
             described.append(_shown(item if isinstance(item, dspy.Tool) else dspy.Tool(item)))
         else:

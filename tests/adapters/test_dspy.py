@@ -7,6 +7,7 @@ import copy
 import functools
 import inspect
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -173,8 +174,11 @@ def test_what_was_given_is_not_governed(runtime: Runtime) -> None:
 def test_the_source_of_a_tool_is_not_found_through_it(runtime: Runtime) -> None:
     (tool,) = govern_tools([remove], runtime)
     assert "RAN.append" not in inspect.getsource(tool.func)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        module = dspy.CodeAct("question -> answer", tools=[remove])
     with pytest.raises(TypeError, match="sandbox"):
-        govern(dspy.CodeAct("question -> answer", tools=[remove]), runtime)
+        govern(module, runtime)
 
 
 def test_a_callback_that_breaks_changes_nothing(runtime: Runtime) -> None:
@@ -260,6 +264,24 @@ def test_a_copy_of_a_module_is_governed_and_each_call_of_the_module_a_run(runtim
     assert len(evidence.sessions) == 2
 
 
+def test_what_a_model_writes_for_rlm_calls_governed_tools(runtime: Runtime) -> None:
+    """In a module of its own, and beside another."""
+
+    class Both(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.react = dspy.ReAct("question -> answer", tools=[remove])
+            self.rlm = dspy.RLM("question -> answer", tools=[remove])
+
+    alone, both = dspy.RLM("question -> answer", tools=[remove]), Both()
+    for module, rlm in ((alone, alone), (both, both.rlm)):
+        govern(module, runtime)
+        for copied in (rlm, rlm.deepcopy()):
+            with pytest.raises(ActionDenied):
+                copied._prepare_execution_tools()["remove"](ticket_id="T-1")
+    assert [name for name, _, _ in describe_tools(alone)] == ["remove"]
+
+
 def test_what_cannot_be_governed_is_said(runtime: Runtime) -> None:
     class Own(dspy.Tool):
         def __call__(self, **kwargs: Any) -> Any:
@@ -270,6 +292,14 @@ def test_what_cannot_be_governed_is_said(runtime: Runtime) -> None:
             super().__init__()
             self.tools = [remove]
 
+    class Aside(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.react = dspy.ReAct("question -> answer", tools=[remove])
+            self.aside = {"remove": dspy.Tool(remove)}
+
+    with pytest.raises(TypeError, match=r"holds tools in \.aside"):
+        govern(Aside(), runtime)
     with pytest.raises(TypeError, match="a way of its own"):
         govern_tools([Own(remove)], runtime)
     with pytest.raises(TypeError, match="govern_tools"):
