@@ -190,7 +190,13 @@ class _Governor:
         """The call, and what runs the function with the arguments of the call, whatever changes meanwhile."""
         given = {key: value for key, value in context.arguments.items() if key != _RUN}
         if not isinstance(function, KernelFunctionFromMethod):
-            return self._call(function, given, context.arguments), inner
+            own = copy.copy(context.arguments)
+
+            async def run(context: Any) -> None:
+                context.arguments = own
+                await inner(context)
+
+            return self._call(function, given, context.arguments), run
         try:
             gathered = function.gather_function_parameters(context)
         except FunctionExecutionException as error:

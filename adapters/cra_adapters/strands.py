@@ -211,6 +211,8 @@ class _GovernedTool(AgentTool):
         function = _as_function(self._tool)
         try:
             if function is None:
+                if isinstance(tool_use["input"], dict):  # hooks hold the same dictionary while a person is asked
+                    tool_use = {**tool_use, "input": dict(tool_use["input"])}
                 call = self._call(tool_use["input"])
                 events = _streamed(call, lambda: self._tool.stream(tool_use, invocation_state, **kwargs))
             else:

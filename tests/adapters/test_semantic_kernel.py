@@ -283,6 +283,36 @@ def test_what_is_decided_is_what_runs_whatever_changes_meanwhile(tmp_path: Path)
     assert RAN == [("pay", "O-1", 70.0, Kernel)]
 
 
+def test_a_prompt_is_given_what_was_decided(tmp_path: Path) -> None:
+    """A filter keeps the arguments, and writes into them while a person is asked."""
+    held: list[Any] = []
+    rendered: list[Any] = []
+
+    async def render(context: Any, next: Any) -> None:
+        await next(context)
+        rendered.append(context.rendered_prompt)
+
+    async def keep(context: Any, next: Any) -> None:
+        held.append(context.arguments)
+        await next(context)
+
+    def approver(pending: Pending) -> Answer:
+        held[-1]["amount"] = 5000.0
+        return Answer(True, "ann")
+
+    kernel = bare()
+    prompt = PromptTemplateConfig(template="Pay {{$amount}} for {{$order_id}}", description="Pay.")
+    kernel.add_function("tools", KernelFunctionFromPrompt("pay_nicely", "tools", prompt_template_config=prompt))
+    with Runtime(Atlas.from_dict(ATLAS), approver=approver) as runtime:
+        agent = agent_of(kernel, ("tools-pay_nicely", {"order_id": "O-1", "amount": 70.0}))
+        govern(agent, runtime, {"pay_nicely": "refund.create"})
+        kernel.add_filter("function_invocation", keep)
+        kernel.add_filter("prompt_rendering", render)
+        asyncio.run(agent.get_response(messages="hi"))
+    assert held[-1]["amount"] == 5000.0
+    assert rendered == ["Pay 70.0 for O-1"]
+
+
 @pytest.mark.parametrize("arguments", ["{", {"ticket_id": "T-1", "extra": 1}])
 def test_what_the_kernel_does_not_take_is_recorded(runtime: Runtime, tmp_path: Path, arguments: Any) -> None:
     kernel = govern(bare(), runtime)

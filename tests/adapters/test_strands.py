@@ -23,7 +23,7 @@ from strands.session.file_session_manager import FileSessionManager
 from strands.tools.tools import PythonAgentTool
 
 from cra_adapters.strands import CRAPlugin, describe_tools
-from cra_middleware import Atlas, Runtime
+from cra_middleware import Answer, Atlas, Pending, Runtime
 from cra_middleware.testing import ContractCase, Mode, Outcome, Task, adapter_contract
 from cra_middleware.testing import Scripted as Call
 from cra_middleware.testing.evidence_of_runs import Evidence
@@ -332,6 +332,29 @@ def test_tools_of_other_kinds_are_decided_and_their_failures_recorded(runtime: R
     assert "it is slow" in told
     assert RAN == [{}]
     assert Evidence(tmp_path / "traces").of("action.failed", "ticket.update")
+
+
+def test_what_is_decided_is_what_runs_whatever_changes_meanwhile() -> None:
+    """A hook keeps the model's own dictionary, and writes into it while a person is asked."""
+    RAN.clear()
+    held: list[Any] = []
+
+    def approver(pending: Pending) -> Answer:
+        held[-1]["input"]["amount"] = 5000.0
+        return Answer(True, "ann")
+
+    def body(tool_use: Any, **state: Any) -> Any:
+        RAN.append(tool_use["input"]["amount"])
+        return {"toolUseId": tool_use["toolUseId"], "status": "success", "content": [{"text": "paid"}]}
+
+    spec: Any = {"name": "pay", "description": "Pay.", "inputSchema": {"json": {"type": "object"}}}
+    with Runtime(Atlas.from_dict(ATLAS), approver=approver) as runtime:
+        governed = agent(
+            runtime, ("pay", {"order_id": "O-1", "amount": 70.0}), tools=[PythonAgentTool("pay", spec, body)]
+        )
+        governed.add_hook(lambda event: held.append(event.tool_use), BeforeToolCallEvent)
+        assert "paid" in said_after(governed)
+    assert RAN == [70.0]
 
 
 def test_what_the_framework_fills_in_is_no_argument(runtime: Runtime, tmp_path: Path) -> None:
