@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from cra_middleware.atlas.loader import inspect
 from cra_middleware.atlas.lock import NAME, digests, lock_text, renewed
-from cra_middleware.cli.output import say, stop
+from cra_middleware.cli.output import complain, say, stop
 from cra_middleware.cli.tools import SOURCES, tools_from
 from cra_middleware.cli.trace_files import events_of, intact_files
 from cra_middleware.sketch import ToolSketch, atlas_files, atlas_text, learn
@@ -43,7 +44,8 @@ def init(
               cra atlas init atlas --from openapi:petstore.yaml
               cra atlas validate atlas && cra atlas test atlas
 
-    Exit code: 0, 1 when a file exists already or the tools cannot be read, 2 for wrong usage.
+    Exit code: 0, 1 when a file exists already, the tools cannot be read, or what they say is no Atlas, 2 for wrong
+    usage.
     """
     found = tools_from(source) if source else None
     tools = found.sketches if found is not None else [_EXAMPLE]
@@ -59,6 +61,12 @@ def init(
             path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise stop(f"{folder} cannot be written: {error.strerror or error}", 1) from None
+    _, findings = inspect(Path(folder))
+    errors = [item for item in findings if item.severity == "error"]
+    for item in errors:  # what tools say of themselves may be nothing that an Atlas can hold
+        complain(item)
+    if errors:
+        raise stop(f"{folder} is written, and has errors: mend them, then run: cra atlas validate {folder}", 1)
     say((folder, "bold green"), f": {len(tools)} action{'' if len(tools) == 1 else 's'}, all denied so far")
     say(f"Next: edit {folder}/rules/rules.yaml, then: cra atlas validate {folder} && cra atlas test {folder}")
 

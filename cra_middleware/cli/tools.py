@@ -41,10 +41,19 @@ def tools_from(source: str) -> Tools:
     """The tools that ``source`` names. A module is imported, a server is started: what they do at start is done."""
     kind, _, rest = source.partition(":")
     if kind == "openapi" and rest:
-        return Tools("any", "openapi", tuple(_of_document(rest)))
+        return Tools("any", "openapi", _each_once(_of_document(rest)))
     if kind == "mcp" and rest:
         return _of_server(rest)
-    return Tools(kind, kind, tuple(_of_module(source, kind, rest)))
+    return Tools(kind, kind, _each_once(_of_module(source, kind, rest)))
+
+
+def _each_once(described: Iterable[Described]) -> tuple[Described, ...]:
+    """Agents may share a tool. Two different ones of one name could not be told apart in a call."""
+    found: dict[str, Described] = {}
+    for item in described:
+        if found.setdefault(item[0], item) != item:
+            raise stop(f"two different tools are named {item[0][:200]!r}, so no call could be told apart", 1)
+    return tuple(found.values())
 
 
 def _of_document(name: str) -> list[Described]:
@@ -64,7 +73,7 @@ def _of_server(where: str) -> Tools:
         server, described = list_tools(where)
     except ServerError as error:
         raise stop(f"the MCP server {where!r} could not be asked: {error}", 1) from None
-    return Tools("mcp", f"mcp:{server}", tuple(described))
+    return Tools("mcp", f"mcp:{server}", _each_once(described))
 
 
 def _of_module(source: str, framework: str, rest: str) -> list[Described]:

@@ -18,7 +18,7 @@ from cra_middleware.mcp_proxy.stdio import ServerError, ServerProcess
 __all__ = ["ServerError", "list_tools"]
 
 SECONDS = 60.0
-"""For one answer; ``npx`` may have to fetch the server first."""
+"""For the first answer, as ``npx`` may have to fetch the server first; and for all pages of tools together."""
 _VERSION = "2025-06-18"
 _MOST_PAGES = 1000
 
@@ -45,6 +45,7 @@ def list_tools(where: str) -> tuple[str, list[Described]]:
 
 
 async def _ask(server: Server) -> tuple[str, list[Described]]:
+    loop = asyncio.get_running_loop()
     await server.start()
     answers: dict[int, asyncio.Future[Mapping[str, object]]] = {}
 
@@ -58,11 +59,12 @@ async def _ask(server: Server) -> tuple[str, list[Described]]:
 
     running = asyncio.create_task(server.run(deliver))
 
-    async def ask(method: str, params: Mapping[str, object]) -> Mapping[str, object]:
+    async def ask(method: str, params: Mapping[str, object], until: float) -> Mapping[str, object]:
         number = len(answers) + 1
-        answer = answers[number] = asyncio.get_running_loop().create_future()
+        answer = answers[number] = loop.create_future()
         server.write(write({"jsonrpc": "2.0", "id": number, "method": method, "params": params}))
-        await asyncio.wait({answer, running}, timeout=SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        left = max(until - loop.time(), 0.0)
+        await asyncio.wait({answer, running}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
             raise ServerError(await server.why() if running.done() else f"no answer to {method} in {SECONDS:g} s")
         response = answer.result()
@@ -73,12 +75,13 @@ async def _ask(server: Server) -> tuple[str, list[Described]]:
     try:
         client = {"name": "cra", "version": "1"}
         hello = {"protocolVersion": _VERSION, "capabilities": {}, "clientInfo": client}
-        name = as_object((await ask("initialize", hello)).get("serverInfo")).get("name")
+        name = as_object((await ask("initialize", hello, loop.time() + SECONDS)).get("serverInfo")).get("name")
         server.write(write({"jsonrpc": "2.0", "method": "notifications/initialized"}))
         found: list[Described] = []
         cursor: object = None
+        until = loop.time() + SECONDS
         for _ in range(_MOST_PAGES):
-            page = await ask("tools/list", {} if cursor is None else {"cursor": cursor})
+            page = await ask("tools/list", {} if cursor is None else {"cursor": cursor}, until)
             tools = page.get("tools")
             for tool in tools if isinstance(tools, list) else ():
                 if isinstance(as_object(tool).get("name"), str):
@@ -86,6 +89,8 @@ async def _ask(server: Server) -> tuple[str, list[Described]]:
             cursor = page.get("nextCursor")
             if cursor is None:
                 break
+        else:
+            raise ServerError(f"its tools have more than {_MOST_PAGES} pages")
         return (name if isinstance(name, str) and name else "server"), found
     finally:
         await server.close(GRACE_SECONDS)
