@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
@@ -127,10 +128,19 @@ def _no_number(name: str) -> object:
     raise ValueError(f"{name} is not JSON")
 
 
+def folded(text: str) -> str:
+    """What a reader that forgives much takes a name for: without case, width, blanks, and what has no shape."""
+    if text.isascii() and text.isalpha():
+        return text.lower()
+    return "".join(
+        letter for letter in unicodedata.normalize("NFKC", text).casefold() if letter.isalnum() or letter in "_-"
+    )
+
+
 def _look_alike(value: Mapping[str, object], names: tuple[str, ...]) -> str | None:
     for key in value:
-        if key not in names and key.casefold() in names:
-            return f"the key {key!a} could be taken for {key.casefold()!r}"
+        if key not in names and folded(key) in names:
+            return f"the key {key!a} could be taken for {folded(key)!r}"
     return None
 
 
@@ -146,6 +156,8 @@ def flaw_of_call(message: Message) -> str | None:
 def _flaw(value: object) -> str | None:
     """Why two parsers could disagree about a value."""
     if isinstance(value, str):
+        if "\0" in value:
+            return "a text holds NUL, at which some readers end it"
         return "a text holds a lone surrogate" if _SURROGATE(value) else None
     if isinstance(value, bool) or value is None:
         return None

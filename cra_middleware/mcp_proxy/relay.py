@@ -382,7 +382,7 @@ class Relay:
 
 
 def _is_call(method: str) -> bool:
-    return method.strip().casefold() == "tools/call"
+    return messages.folded(method) == "toolscall"
 
 
 def _encodable(name: str) -> str:

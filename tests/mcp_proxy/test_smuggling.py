@@ -37,6 +37,12 @@ def test_readings_that_could_differ_are_refused(proxied: Proxied, client: Client
         "a number is too large": '"name":"echo","arguments":{"n":1e400}',
         "a lone surrogate": '"name":"echo","arguments":{"n":"\\ud800"}',
         "a lone surrogate ": '"name":"echo","arguments":{"\\udfff":1}',
+        "holds NUL": '"name":"echo","arguments":{"path":"/etc\\u0000/ok"}',
+        "holds NUL ": '"name":"echo","arguments":{"path":"/ok","path\\u0000":"/etc"}',
+        "holds NUL  ": '"name":"write_file\\u0000","arguments":{}',
+        "could be taken for 'name'": '"name":"echo","name\\u0000":"write_file","arguments":{}',
+        "could be taken for 'name' ": '"name":"echo"," name":"write_file","arguments":{}',
+        "could be taken for 'arguments'": '"name":"echo","arguments":{},"\\ufeffarguments":{"a":1}',
         "a lone surrogate  ": '"name":"ec\\ud800ho","arguments":{}',
     }
     for reason, text in params.items():
@@ -84,6 +90,27 @@ def test_envelopes_that_could_be_read_as_another_message_are_refused(proxied: Pr
             assert client.next()["error"]["code"] == -32700, piece[:50]
     client.close()
     assert proxied.calls() == []
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        *("Tools/Call", " tools/call", "tools/call\\u0000", "\\ufefftools/call", "tools/call\\u200b", "tools//call"),
+        *("tools/call/", "tools.call", "tools/ca\\u217cl", "\\uff54ools/call"),
+    ],
+)
+def test_methods_that_could_be_taken_for_a_call_are_refused(proxied: Proxied, client: Client, method: str) -> None:
+    """By a reader that ends a text at NUL, takes blanks away, or forgives case, width and slashes."""
+    for text in (
+        f'{{"jsonrpc":"2.0","id":9,"method":"{method}",{ECHO}}}',
+        f'{{"jsonrpc":"2.0","id":9,"method":"ping","method\\u0000":"{method}",{ECHO}}}',
+    ):
+        client.send(text.encode())
+        assert client.next()["error"]["code"] == -32600, text
+    client.send(f'{{"jsonrpc":"2.0","method":"{method}",{ECHO}}}'.encode())
+    client.send(f'{{"jsonrpc":"2.0","id":9,"result":{{}},"method ":"{method}",{ECHO}}}'.encode())
+    client.close()
+    assert "call" not in str(proxied.reached())
 
 
 def test_arguments_and_names_of_another_type(proxied: Proxied, client: Client) -> None:
