@@ -113,14 +113,14 @@ class EnforcementPoint:
         resumed: Collection[str] = (),
         kept: str | None = None,
         keep: bool = False,
+        call_id: str | None = None,
     ) -> Session:
         """The session that governs a call of ``agent`` in ``run``.
 
         The current session, where there is one; else one for each run, and one for all calls that belong to none. An
         agent other than the one that a run began with, and one inside another's tool, gets its own below that. A run
-        that is gone on with finds its session by the ids of its calls that were stopped, ``resumed``, or by the
-        session's own id where a framework stores that with the run, ``kept``. ``keep`` lets a new one outlive the
-        runtime.
+        that is gone on with finds its session by its calls that were stopped, ``resumed``, or by the id that a
+        framework stored with it, ``kept``; one of the same id by the call made now. ``keep``: outlives the runtime.
 
         Raises:
             CallRefused: when there is none, or none can be opened.
@@ -128,7 +128,7 @@ class EnforcementPoint:
         inside = _running.get()
         caller = None if inside is None else (inside.session, inside.agent)
         try:
-            return self._sessions.find(run, agent, resumed, caller, kept, keep)
+            return self._sessions.find(run, agent, resumed, caller, kept, keep, call_id)
         except CallRefused:
             raise
         except SinkError as error:
@@ -224,7 +224,7 @@ class GovernedTool:
             CallRefused: when no session governs it.
         """
         if session is None:
-            session = self.point.session(run=run, agent=agent, resumed=() if call_id is None else (call_id,))
+            session = self.point.session(run=run, agent=agent, call_id=call_id)
         target = self.point.target(self.name, self.declared, self.server)
         try:
             if not isinstance(arguments, Mapping):

@@ -53,11 +53,14 @@ class RunSessions:
         caller: tuple[Session, str | None] | None,
         kept: str | None = None,
         keep: bool = False,
+        call_id: str | None = None,
     ) -> Session:
         """The session for a call of ``agent`` in ``run``; ``caller`` is whose tool it is made inside of.
 
         A run that goes on in another process finds its session by ``kept``, the id that a framework has stored, or by
-        one of ``call_ids``: the call that waits for a person. ``keep`` lets a new one outlive the runtime.
+        one of ``call_ids``: the call that waits for a person. ``call_id`` alone is no proof, as some providers number
+        the calls of every run anew: it finds a session of the same ``run`` only. ``keep`` lets a new one outlive the
+        runtime.
 
         Raises:
             NoActiveSession: when there is none, and no runtime to open one.
@@ -70,7 +73,7 @@ class RunSessions:
                 lead = caller[1] or current.facts.agent_id
                 root = current
             else:
-                root = current or self._root(run, agent, call_ids, kept, keep)
+                root = current or self._root(run, agent, call_ids, kept, keep, call_id)
                 lead = self._leads.setdefault((root.id, run), agent or root.facts.agent_id)
                 while len(self._leads) > MAX_RUNS:
                     self._leads.popitem(last=False)
@@ -94,7 +97,13 @@ class RunSessions:
         return current if self._runtime.find(current.id) is current else None
 
     def _root(
-        self, run: str | None, agent: str | None, call_ids: Collection[str], kept: str | None, keep: bool
+        self,
+        run: str | None,
+        agent: str | None,
+        call_ids: Collection[str],
+        kept: str | None,
+        keep: bool,
+        call_id: str | None,
     ) -> Session:
         if self._runtime is None:
             raise NoActiveSession("no session is active; open one: with runtime.session(...):, or pass a runtime")
@@ -103,6 +112,8 @@ class RunSessions:
             stored = kept or (known.id if known is not None and keep else None)
             known = None if stored is None else self._resumed(self._runtime, stored)
             known = known or self._waiting(self._runtime, call_ids)
+            if known is None and run is not None and call_id is not None:
+                known = self._waiting(self._runtime, (call_id,), run)
             known = known or self._runtime.session(agent or self._agent_id, self._goal, external_id=run, keep=keep)
         self._runs[run] = known
         self._runs.move_to_end(run)
@@ -115,8 +126,8 @@ class RunSessions:
             self._kept.discard(oldest.id)
         return known
 
-    def _waiting(self, runtime: Runtime, call_ids: Collection[str]) -> Session | None:
-        """The session in which one of these calls was stopped until a person says yes or no.
+    def _waiting(self, runtime: Runtime, call_ids: Collection[str], run: str | None = None) -> Session | None:
+        """The session in which one of these calls was stopped until a person says yes or no; of ``run``, if given.
 
         Where it was stopped in one below a run's, the run's is what goes on, and the one below is known again.
         """
@@ -124,10 +135,20 @@ class RunSessions:
             return None
         live = [item for state in _LIVE for item in runtime.approvals.list(state)]
         asked = {item.pending.session_id for item in live if item.pending.tool_call_id in call_ids}
-        if len(asked) != 1:
-            return None
-        stopped = self._resumed(runtime, asked.pop())
-        parent_id = None if stopped is None else _parent_of(stopped)
+        if run is None:
+            return self._gone_on_with(runtime, asked.pop()) if len(asked) == 1 else None
+        for session_id in asked:
+            was_open = runtime.find(session_id) is not None
+            found = self._gone_on_with(runtime, session_id)
+            if found is not None and _metadata(found, "external_id") == run:
+                return found
+            if found is not None and not was_open:
+                found.detach()
+        return None
+
+    def _gone_on_with(self, runtime: Runtime, session_id: str) -> Session | None:
+        stopped = self._resumed(runtime, session_id)
+        parent_id = None if stopped is None else _metadata(stopped, "parent_session_id")
         if stopped is None or parent_id is None:
             return stopped
         root = self._resumed(runtime, parent_id)
@@ -156,7 +177,8 @@ class RunSessions:
         return known
 
 
-def _parent_of(session: Session) -> str | None:
+def _metadata(session: Session, name: str) -> str | None:
+    """What was recorded when a session began."""
     metadata = session.events[0].payload.get("metadata")
-    found = metadata.get("parent_session_id") if isinstance(metadata, Mapping) else None
+    found = metadata.get(name) if isinstance(metadata, Mapping) else None
     return found if isinstance(found, str) else None

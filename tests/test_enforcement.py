@@ -261,6 +261,7 @@ def test_a_stopped_run_finds_its_session_in_another_process(tmp_path: Path) -> N
         (waiting,) = runtime.approvals.list()
         assert waiting.pending.tool_call_id == "c1"
         runtime.approvals.approve(waiting.pending.approval_id, by="ann")
+        assert point.session(run="r2", resumed=("c1",)).id == first
         again = point.tool("pay").call({"amount": 5}, call_id="c1", run="r2", approver=Suspending())
         assert again.session.id == first
         assert again.run(lambda: "paid") == "paid"

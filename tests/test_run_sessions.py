@@ -18,7 +18,7 @@ def started(folder: Path) -> Runtime:
     return Runtime(Atlas.from_dict(manifest(policies=policies(ASK))), trace=folder / "t", approvals=folder / "a.db")
 
 
-def call(point: EnforcementPoint, action: str, agent: str, run: str, call_id: str) -> GovernedCall:
+def call(point: EnforcementPoint, action: str, agent: str, run: str | None, call_id: str) -> GovernedCall:
     return point.tool(action).call({"n": 1}, call_id=call_id, agent=agent, run=run)
 
 
@@ -46,4 +46,29 @@ def test_stopped_below(tmp_path: Path, restarted: bool) -> None:
     assert call(point, "ticket.get", "worker", "second", "c3").session.id == outer.session.id
     point.end("second")
     assert not again.session.is_open
+    runtime.close()
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("run", ["ann's", None])
+def test_calls_that_are_numbered_alike(tmp_path: Path, restarted: bool, run: str | None) -> None:
+    """Some providers number the calls of every run anew: whose id is that of another run's open question stays out."""
+    runtime = started(tmp_path)
+    with pytest.raises(ApprovalRequired):
+        call(EnforcementPoint(runtime, "any"), "refund.create", "worker", run, "functions.pay:0").run(lambda: None)
+    (waiting,) = runtime.approvals.list()
+    if restarted:
+        runtime.close()
+        runtime = started(tmp_path)
+    runtime.approvals.approve(waiting.pending.approval_id, by="ann")
+    other = call(EnforcementPoint(runtime, "any"), "refund.create", "worker", "bob's", "functions.pay:0")
+    assert other.session.id != waiting.pending.session_id
+    with pytest.raises(ApprovalRequired):
+        other.run(lambda: None)
+    nobodys = call(EnforcementPoint(runtime, "any"), "refund.create", "worker", None, "functions.pay:0")
+    assert nobodys.session.id != waiting.pending.session_id
+    if run is not None:
+        own = call(EnforcementPoint(runtime, "any"), "refund.create", "worker", run, "functions.pay:0")
+        assert own.session.id == waiting.pending.session_id
+        assert own.run(lambda: "paid") == "paid"
     runtime.close()

@@ -125,8 +125,7 @@ class GovernedTool(BaseTool):
         self._decided = True
         how = entered()
         if self._find_session is None:
-            resumed = () if how.call_id is None else (how.call_id,)
-            how.session = self._point.session(run=how.thread, agent=how.agent, resumed=resumed)
+            how.session = self._point.session(run=how.thread, agent=how.agent, call_id=how.call_id)
         else:
             how.session = self._find_session()
         return described(self._point, self.inner, body).call(
