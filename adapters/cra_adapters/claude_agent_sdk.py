@@ -16,6 +16,7 @@ starts, tools that Anthropic runs on its servers, and a handler's own defaults n
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
@@ -283,7 +284,7 @@ class CRAHooks:
                 decision_reason=pending.reason,
                 title=f"May {pending.action_id} be done?",
             )
-            answer = await can_use_tool(name, arguments, context)
+            answer = await can_use_tool(name, copy.deepcopy(arguments), context)  # which may well change them in place
             if not isinstance(answer, PermissionResultAllow):
                 return Answer(False, BY, getattr(answer, "message", None) or "A person said no.")
             if answer.updated_input is not None and answer.updated_input != arguments:
@@ -296,7 +297,7 @@ class CRAHooks:
         """A hook of the user's, which may say no, but may change nothing that is decided already."""
 
         async def held(data: Any, tool_use_id: str | None, context: Any) -> Any:
-            said = await hook(data, tool_use_id, context)
+            said = await hook(copy.deepcopy(data), tool_use_id, context)  # or a change in place would be none
             special = (said or {}).get("hookSpecificOutput") or {}
             changed = [special.get("updatedInput"), (special.get("decision") or {}).get("updatedInput")]
             if data["tool_name"] in self._inside or all(item in (None, data["tool_input"]) for item in changed):
@@ -310,7 +311,7 @@ class CRAHooks:
 
     async def _held_answer(self, name: str, arguments: dict[str, Any], context: ToolPermissionContext) -> Any:
         assert self._can_use_tool is not None
-        answer = await self._can_use_tool(name, arguments, context)
+        answer = await self._can_use_tool(name, copy.deepcopy(arguments), context)
         changed = getattr(answer, "updated_input", None)
         if name in self._inside or changed is None or changed == arguments:
             return answer
