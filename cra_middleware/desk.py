@@ -119,7 +119,9 @@ class Desk:
         shown = replace(pending, arguments=attempt.shown_arguments(), others_pending=others)
         reply = yield AskApproval(shown, asked)
         if known is None and hasattr(asked, "suspends") and isinstance(reply, Answer):
-            # it was to suspend: what it gave back at once is the answer to an earlier question
+            # it was to suspend: what it gave back at once is the answer to an earlier question, and this one must not
+            # be there when the same is given once more
+            self.void(Granted(pending, reply.by), "the answer was given to another question")
             return Refused(_no(ask, "the answer was given to another question; ask again"), pending.approval_id)
         return self._answered(attempt, ask, pending, reply, now_us())
 

@@ -120,7 +120,8 @@ async def arun(flow: Flow, tool: Callable[[], Awaitable[T]]) -> T:
         if isinstance(need, RunTool):
             try:
                 with _scope(need):
-                    reply = Returned(await tool())
+                    value = await tool()
+                    reply = Returned(value if isinstance(value, AsyncGeneratorType) else _finished(value))
             except BaseException as error:  # noqa: BLE001  CancelledError too: recorded, then raised again
                 reply = Raised(error)
         else:

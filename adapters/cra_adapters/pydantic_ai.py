@@ -8,7 +8,8 @@ A call that needs a person is deferred where the runtime has no approver and the
 ``DeferredToolRequests``: the run ends with the request, and goes on with the message history and
 ``DeferredToolResults``, or after ``runtime.approvals.approve``. The yes counts once, for exactly that call.
 
-Holes: tools that a provider runs on its own servers never come by; a call of ``tool.function_schema.call`` or of a
+Holes: a toolset of yours that wraps one of no functions (MCP) may run a call twice, or change it, on one decision.
+Tools that a provider runs on its own servers never come by; a call of ``tool.function_schema.call`` or of a
 toolset outside an agent is none of the agent's. Realtime sessions are not tested.
 """
 
@@ -25,9 +26,10 @@ from pydantic_ai.exceptions import ApprovalRequired as Deferral
 from pydantic_ai.exceptions import ToolFailed
 from pydantic_ai.messages import InstructionPart, ModelResponse, ToolReturnPart
 from pydantic_ai.toolsets import AbstractToolset, FunctionToolset, WrapperToolset
+from pydantic_ai.toolsets.function import FunctionToolsetTool
 
 from cra_middleware import Answer, CallRefused, Pending, Runtime
-from cra_middleware.enforcement import EnforcementPoint, GovernedTool, require
+from cra_middleware.enforcement import EnforcementPoint, GovernedCall, GovernedTool, require
 
 FRAMEWORK = "pydantic_ai"
 BY = "deferred tool results"
@@ -95,7 +97,10 @@ class CRACapability(AbstractCapability[Any]):
         if not self._hide_denied:
             return tool_defs
         session = self._point.session(run=ctx.run_id, agent=_agent(ctx))
-        return [item for item in tool_defs if self._point.tool(item.name).is_shown(session)]
+        return [item for item in tool_defs if self._named(item.name, item).is_shown(session)]
+
+    def _named(self, name: str, definition: Any) -> GovernedTool:
+        return self._point.tool(name, declared=(definition.metadata or {}).get("cra_action"))
 
     async def before_model_request(self, ctx: RunContext[Any], request_context: Any) -> Any:
         for part in ctx.messages[-1].parts:
@@ -126,7 +131,7 @@ class CRACapability(AbstractCapability[Any]):
         self, ctx: RunContext[Any], *, call: Any, tool_def: Any, args: Any, error: Exception
     ) -> Any:
         given = args if isinstance(args, dict) else call.args_as_dict()
-        tool = self._point.tool(call.tool_name)
+        tool = self._named(call.tool_name, tool_def)
         tool.call(given, call_id=call.tool_call_id, agent=_agent(ctx), run=ctx.run_id).reject(
             "the framework refused the arguments before the tool was reached"
         )
@@ -159,11 +164,17 @@ class _GovernedToolset(WrapperToolset[Any]):
         governed = self._described(name, tool)
         defers = _allows_requests(ctx.agent.output_type) if self.defer is None and ctx.agent is not None else self.defer
         approver = _Deferring(ctx) if defers else None
-        try:
-            call = governed.call(
-                tool_args, call_id=ctx.tool_call_id, agent=_agent(ctx), run=ctx.run_id, approver=approver
+        given = dict(tool_args)  # others may hold the model's own
+
+        def decided(arguments: dict[str, Any]) -> GovernedCall:
+            return governed.call(
+                arguments, call_id=ctx.tool_call_id, agent=_agent(ctx), run=ctx.run_id, approver=approver
             )
-            return await call.arun(lambda: self.wrapped.call_tool(name, tool_args, ctx, tool))
+
+        try:
+            call = decided(given)
+            once = _guarded(tool, call, decided)
+            return await call.arun(lambda: self.wrapped.call_tool(name, given, ctx, once))
         except CallRefused as refusal:
             raise ToolFailed(str(refusal)) from refusal
 
@@ -171,8 +182,8 @@ class _GovernedToolset(WrapperToolset[Any]):
         source = tool
         while hasattr(source, "source_tool"):
             source = source.source_tool
-        schema = getattr(getattr(source, "call_func", None), "__self__", None)  # of a function's own toolset
-        body = getattr(schema, "function", None) if isinstance(source.toolset, FunctionToolset) else None
+        schema = getattr(getattr(source, "call_func", None), "__self__", None)
+        body = getattr(schema, "function", None) if isinstance(source, FunctionToolsetTool) else None
         definition = tool.tool_def
         return self.point.tool(
             name,
@@ -182,6 +193,26 @@ class _GovernedToolset(WrapperToolset[Any]):
             schema=definition.parameters_json_schema,
             origin=tool.toolset.label,
         )
+
+
+def _guarded(tool: Any, call: GovernedCall, decided: Callable[[dict[str, Any]], GovernedCall]) -> Any:
+    """``tool``, whose function runs once on ``call``: a toolset of the user's that wraps it, and runs it again or with
+    other arguments, meets a decision each time."""
+    if hasattr(tool, "source_tool"):
+        return replace(tool, source_tool=_guarded(tool.source_tool, call, decided))
+    if not isinstance(tool, FunctionToolsetTool):
+        return tool
+    is_free = True
+
+    async def call_func(arguments: dict[str, Any], ctx: Any) -> Any:
+        nonlocal is_free
+        again = decided(arguments)
+        if is_free and again.call.digest == call.call.digest:
+            is_free = False
+            return await tool.call_func(arguments, ctx)
+        return await again.arun(lambda: tool.call_func(arguments, ctx))
+
+    return replace(tool, call_func=call_func)
 
 
 class _Deferring:
@@ -208,9 +239,13 @@ def _agent(ctx: RunContext[Any]) -> str | None:
 
 
 def _unanswered(ctx: RunContext[Any]) -> list[str]:
-    """The calls at the end of a message history that a run begins with."""
-    last = ctx.messages[-1] if ctx.messages else None
-    return [part.tool_call_id for part in last.tool_calls] if isinstance(last, ModelResponse) else []
+    """The calls at the end of a message history that a run begins with, but those that ran already."""
+    answered: set[str] = set()
+    for message in reversed(ctx.messages):
+        if isinstance(message, ModelResponse):
+            return [part.tool_call_id for part in message.tool_calls if part.tool_call_id not in answered]
+        answered |= {part.tool_call_id for part in message.parts if isinstance(part, ToolReturnPart)}
+    return []
 
 
 def describe_tools(found: Any) -> list[tuple[str, str, dict[str, Any] | None]]:
