@@ -14,8 +14,11 @@ from cra_middleware.local_session import LocalSession
 from cra_middleware.runtime import Runtime
 from cra_middleware.session import Session, current_session
 
-MAX_RUNS = 256
-"""Runs that are remembered; beyond it the one unused longest is ended. An open session holds two files open."""
+MAX_RUNS = 4096
+"""Runs that are remembered; beyond it the one unused longest is ended."""
+MAX_OPEN = 256
+"""Sessions that hold their files open; beyond it the one unused longest is let go of, until its run calls again. Not
+every framework tells of the end of a run that was cancelled."""
 
 _LIVE: tuple[State, ...] = ("pending", "approved", "rejected")
 
@@ -109,12 +112,13 @@ class RunSessions:
             raise NoActiveSession("no session is active; open one: with runtime.session(...):, or pass a runtime")
         known = self._runs.get(run)
         if known is None or not known.is_open or kept not in (None, known.id):
-            stored = kept or (known.id if known is not None and keep else None)
+            stored = kept or (known.id if known is not None else None)
             known = None if stored is None else self._resumed(self._runtime, stored)
             known = known or self._waiting(self._runtime, call_ids)
             if known is None and run is not None and call_id is not None:
                 known = self._waiting(self._runtime, (call_id,), run)
             known = known or self._runtime.session(agent or self._agent_id, self._goal, external_id=run, keep=keep)
+            self._let_go()
         self._runs[run] = known
         self._runs.move_to_end(run)
         if keep:
@@ -125,6 +129,14 @@ class RunSessions:
                 oldest.end()
             self._kept.discard(oldest.id)
         return known
+
+    def _let_go(self) -> None:
+        """Have room for one more session that is open."""
+        having_others = {root_id for (root_id, _), item in self._others.items() if item.is_open}
+        still = [item for item in self._runs.values() if item.is_open]
+        for session in still[: max(0, len(still) + 1 - MAX_OPEN)]:
+            if not session.is_busy and session.id not in having_others:
+                session.detach()
 
     def _waiting(self, runtime: Runtime, call_ids: Collection[str], run: str | None = None) -> Session | None:
         """The session in which one of these calls was stopped until a person says yes or no; of ``run``, if given.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cra_middleware import Atlas, Runtime
+from cra_middleware import Atlas, Runtime, run_sessions, verify
 from cra_middleware.enforcement import EnforcementPoint, GovernedCall
 from cra_middleware.errors import ApprovalRequired
 from tests.conftest import manifest, policies
@@ -72,3 +72,31 @@ def test_calls_that_are_numbered_alike(tmp_path: Path, restarted: bool, run: str
         assert own.session.id == waiting.pending.session_id
         assert own.run(lambda: "paid") == "paid"
     runtime.close()
+
+
+def test_runs_whose_end_is_never_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They do not hold their files open for ever, and one that calls again goes on in its session."""
+    monkeypatch.setattr(run_sessions, "MAX_OPEN", 3)
+    with started(tmp_path) as runtime:
+        point = EnforcementPoint(runtime, "any")
+        sessions = []
+        for number in range(8):
+            made = call(point, "ticket.get", "worker", f"run {number}", "c1")
+            made.run(lambda: None)
+            sessions.append(made.session)
+        assert [item.is_open for item in sessions] == [False] * 5 + [True] * 3
+        again = call(point, "ticket.get", "worker", "run 0", "c2")
+        again.run(lambda: None)
+        assert again.session.id == sessions[0].id
+        assert not sessions[5].is_open
+    for file in (tmp_path / "t").glob("*.trace.jsonl"):
+        assert verify(file).intact
+
+
+def test_a_session_that_was_ended_is_not_gone_on_with(tmp_path: Path) -> None:
+    """Its run gets a new one."""
+    with started(tmp_path) as runtime:
+        point = EnforcementPoint(runtime, "any")
+        first = call(point, "ticket.get", "worker", "run", "c1").session
+        first.end()
+        assert call(point, "ticket.get", "worker", "run", "c2").session.id != first.id
