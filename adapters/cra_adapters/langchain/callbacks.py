@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import UUID
 
@@ -14,7 +15,7 @@ from langchain_core.tools import StructuredTool
 from cra_adapters.langchain.inside import agent_of, thread_of
 from cra_adapters.langchain.tools import FRAMEWORK
 from cra_middleware import CallRefused, Runtime
-from cra_middleware.enforcement import EnforcementPoint
+from cra_middleware.enforcement import EnforcementPoint, OpenCall
 
 
 class CRACallbackHandler(BaseCallbackHandler):
@@ -47,7 +48,7 @@ class CRACallbackHandler(BaseCallbackHandler):
                 "parsing and defaults; use CRAMiddleware(runtime), or govern_tools(tools, runtime)"
             )
         self._point = EnforcementPoint(runtime, FRAMEWORK, actions=actions)
-        self._open: dict[UUID, Any] = {}
+        self._open: dict[UUID, tuple[OpenCall, Callable[[], object] | None]] = {}
         _prove_that_raising_stops_a_tool()
 
     @property
@@ -71,17 +72,35 @@ class CRACallbackHandler(BaseCallbackHandler):
         call = self._point.tool(name).call(
             arguments, call_id=kwargs.get("tool_call_id"), agent=agent_of(config), run=thread_of(config)
         )
-        self._open[run_id] = call.begin()
+        self._open[run_id] = call.begin(), self._watch(run_id)
 
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        call = self._open.pop(run_id, None)
-        if call is not None:
-            call.returned(output)
+        self._tell(run_id, lambda call: call.returned(output))
 
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
-        call = self._open.pop(run_id, None)
+        self._tell(run_id, lambda call: call.raised(error))
+
+    def _watch(self, run_id: UUID) -> Callable[[], object] | None:
+        """LangChain does not tell of a cancelled tool, but its task does when it is over."""
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:  # no event loop
+            return None
+        if task is None:
+            return None
+
+        def lost(task: asyncio.Task[Any]) -> None:
+            self._tell(run_id, lambda call: call.raised(asyncio.CancelledError()))
+
+        task.add_done_callback(lost)
+        return lambda: task.remove_done_callback(lost)
+
+    def _tell(self, run_id: UUID, how: Callable[[OpenCall], object]) -> None:
+        call, forget = self._open.pop(run_id, (None, None))
+        if forget is not None:
+            forget()
         if call is not None:
-            call.raised(error)
+            how(call)
 
 
 def _prove_that_raising_stops_a_tool() -> None:

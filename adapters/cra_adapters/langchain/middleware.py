@@ -23,6 +23,7 @@ from cra_middleware import CallRefused, ChainBroken, NoActiveSession, Runtime, S
 from cra_middleware.enforcement import EnforcementPoint, GovernedCall
 
 SESSION_KEY: Final = "cra_session_id"
+MAX_RUNS = 4096
 _HOOKS = ("wrap_tool_call", "awrap_tool_call", "wrap_model_call", "before_agent", "after_agent")
 
 
@@ -95,6 +96,8 @@ class CRAMiddleware(AgentMiddleware[CRAState, Any, Any]):
         session = self._point.session(run=run, agent=agent_of(config), kept=kept, keep=keep)
         if not keep and not self._is_inside():
             self._runs[session.id] = run
+            while len(self._runs) > MAX_RUNS:  # nobody tells of the end of a run that failed
+                self._runs.pop(next(iter(self._runs)), None)
         return {SESSION_KEY: session.id}
 
     async def abefore_agent(self, state: CRAState, runtime: Any) -> dict[str, Any] | None:
