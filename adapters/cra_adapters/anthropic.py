@@ -21,6 +21,7 @@ Toolsets are refused.
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -248,8 +249,9 @@ class _SyncOther(_Standing, BetaBuiltinFunctionTool):
         self._about = about
 
     def call(self, input: object) -> Any:
+        given = copy.deepcopy(input)  # it is the message's own
         try:
-            return self._other.asked(input, self._about).run(lambda: self._other.tool.call(input))
+            return self._other.asked(given, self._about).run(lambda: self._other.tool.call(given))
         except CallRefused as refusal:
             raise ToolError(str(refusal)) from refusal
 
@@ -261,8 +263,9 @@ class _AsyncOther(_Standing, BetaAsyncBuiltinFunctionTool):
         self._about = about
 
     async def call(self, input: object) -> Any:
+        given = copy.deepcopy(input)  # it is the message's own
         try:
-            return await self._other.asked(input, self._about).arun(lambda: self._other.tool.call(input))
+            return await self._other.asked(given, self._about).arun(lambda: self._other.tool.call(given))
         except CallRefused as refusal:
             raise ToolError(str(refusal)) from refusal
 

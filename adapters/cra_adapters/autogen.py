@@ -115,6 +115,7 @@ class CRAWorkbench(StaticStreamWorkbench):
             if other is None or schema is None:
                 tool, place = self._origin.point.tool(name), self._origin
                 raise tool.missing(arguments, call_id=call_id, agent=place.agent, run=place.run)
+            arguments = copy.deepcopy(arguments)  # the caller may hold them
             filled = arguments if arguments and not isinstance(arguments, Mapping) else _filled(schema, arguments)
             call = self._origin.call(_described(self._origin.point, schema, type(other).__name__), filled, call_id)
             async for item in _streamed(call, lambda: _outcomes(other, name, arguments, cancellation_token, call_id)):

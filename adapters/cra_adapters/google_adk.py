@@ -133,7 +133,7 @@ class CRAPlugin(BasePlugin):
         """Run ``tool``, or answer with the refusal's sentence."""
         if self._only_steers(tool):
             return await run(args=args, tool_context=context)
-        asking = self._asking(context)
+        asking, args = self._asking(context), copy.deepcopy(args)  # others may hold the call's own
 
         def call(arguments: object) -> GovernedCall:
             return _governed(self._point, tool).call(arguments, approver=asking, **_names(context))

@@ -98,6 +98,8 @@ def _shell(
     body: Callable[..., Any], governed: GovernedTool, caller: Caller, read: Callable[[Any], dict[str, Any]]
 ) -> Callable[..., Any]:
     async def execute(request: Any) -> Any:
+        request = copy.copy(request)
+        request.data = copy.deepcopy(request.data)  # it is the response's own
         return await _decided(governed, caller, read(request.data), request.data.call_id, lambda: body(request))
 
     return execute
@@ -133,6 +135,7 @@ class _Editor:
         return await self._decided(operation, self._editor.delete_file)
 
     async def _decided(self, operation: Any, body: Callable[[Any], Any]) -> Any:
+        operation = copy.copy(operation)
         arguments = _given({name: getattr(operation, name, None) for name in ("type", "path", "diff", "move_to")})
         return await _decided(
             self._governed,
