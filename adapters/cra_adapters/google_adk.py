@@ -308,8 +308,12 @@ def _names(context: Any) -> dict[str, Any]:
 
 
 def _ignored(tool: Any) -> tuple[str, ...]:
-    """The parameters that ADK fills itself."""
-    return (*tool._ignore_params, "credential") if isinstance(tool, FunctionTool) else ()
+    """The parameters that ADK fills itself; the one of a live stream only where it is one."""
+    if not isinstance(tool, FunctionTool):
+        return ()
+    hint, _ = _annotated(tool.func).get("input_stream", ("", None))
+    is_filled = _streams(tool.func) or "LiveRequestQueue" in str(hint)
+    return tuple(name for name in tool._ignore_params if name != "input_stream" or is_filled)
 
 
 def _governed(point: EnforcementPoint, tool: Any) -> GovernedTool:

@@ -479,3 +479,27 @@ def test_what_is_described_is_what_is_locked(runtime: Runtime) -> None:
     tool = FunctionTool(remove)
     governed = google_adk._governed(CRAPlugin(runtime)._point, tool)
     assert describe_tools(tool) == [(governed.name, governed.description, governed.schema)]
+
+
+@pytest.mark.parametrize("name", ["credential", "input_stream"])
+def test_a_parameter_of_a_name_that_adk_uses(name: str, tmp_path: Path) -> None:
+    """Where ADK does not fill it, the model does, and it is decided as any other."""
+
+    def pay_with_credential(credential: str = "own") -> str:
+        """Pay."""
+        RAN.append(("pay", credential))
+        return "paid"
+
+    def pay_with_input_stream(input_stream: str = "own") -> str:
+        """Pay."""
+        RAN.append(("pay", input_stream))
+        return "paid"
+
+    fn = named({"credential": pay_with_credential, "input_stream": pay_with_input_stream}[name], "pay")
+    wanted = {"type": "object", "required": [name], "properties": {name: {"const": "stolen"}}}
+    no = {"policy_id": "no", "type": "deny", "actions": ["refund.*"], "conditions": {"parameters": wanted}}
+    rules = {**ATLAS, "policies": [{"policy_id": "allow-all", "type": "allow"}, no]}
+    with Runtime(Atlas.from_dict(rules), trace=tmp_path / "traces") as runtime:
+        agent = worker(scripted([("pay", {name: "stolen"})], [("pay", {name: "mine"})]), fn)
+        Conversation(agent, CRAPlugin(runtime)).say()
+    assert RAN == [("pay", "mine")]
