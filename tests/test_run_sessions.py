@@ -100,3 +100,20 @@ def test_a_session_that_was_ended_is_not_gone_on_with(tmp_path: Path) -> None:
         first = call(point, "ticket.get", "worker", "run", "c1").session
         first.end()
         assert call(point, "ticket.get", "worker", "run", "c2").session.id != first.id
+
+
+def test_hole_a_run_that_goes_on_where_calls_are_numbered_alike(tmp_path: Path) -> None:
+    """Where a framework says only which calls a run was stopped at, another run's call of that id is taken for it."""
+    with started(tmp_path) as runtime:
+        point = EnforcementPoint(runtime, "any")
+        for run in ("ann's", "bob's"):
+            with pytest.raises(ApprovalRequired):
+                call(point, "refund.create", "worker", run, "functions.pay:0").run(lambda: None)
+        first, second = runtime.approvals.list()
+        assert point.session(run="either", resumed=("functions.pay:0",)).id not in (
+            first.pending.session_id,
+            second.pending.session_id,
+        )
+        runtime.approvals.approve(first.pending.approval_id, by="ann")
+        call(point, "refund.create", "worker", "ann's", "functions.pay:0").run(lambda: None)
+        assert point.session(run="ann's again", resumed=("functions.pay:0",)).id == second.pending.session_id

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -341,3 +342,26 @@ def test_describe_tools() -> None:
 
     with pytest.raises(TypeError, match="odd cannot be a tool"):
         describe_tools([odd])
+
+
+def test_hole_a_function_in_a_thread_cannot_be_stopped(runtime: Runtime) -> None:
+    """Its call is recorded as cancelled, and the function goes on to its end."""
+    started, over = threading.Event(), threading.Event()
+
+    def lookup() -> str:
+        """Look up."""
+        started.set()
+        time.sleep(0.2)
+        over.set()
+        return "open"
+
+    async def cancelled() -> None:
+        task = asyncio.create_task(GovernedTools(runtime, {"lookup": lookup}).acall(chat("lookup", "{}")))
+        await asyncio.to_thread(started.wait)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not over.is_set()
+
+    asyncio.run(cancelled())
+    assert over.wait(5)
