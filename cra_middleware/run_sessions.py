@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
@@ -16,7 +17,19 @@ from cra_middleware.session import Session, current_session
 
 MAX_RUNS = 4096
 """Runs that are remembered; beyond it the one unused longest is ended."""
-MAX_OPEN = 256
+
+
+def _room() -> int:
+    """How many sessions, of two files each, may be open: half of what this process may open, and some at least."""
+    if sys.platform == "win32":
+        return 256
+    import resource
+
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MAX_RUNS if most == resource.RLIM_INFINITY else min(MAX_RUNS, max(64, most // 4))
+
+
+MAX_OPEN = _room()
 """Sessions that hold their files open; beyond it the one unused longest is let go of, until its run calls again. Not
 every framework tells of the end of a run that was cancelled."""
 
