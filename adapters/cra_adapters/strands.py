@@ -244,11 +244,15 @@ class _GovernedTool(AgentTool):
 
     def _call(self, arguments: object) -> GovernedCall:
         self._is_decided = True
+        call_id, agent, run = self._ctx.tool_use["toolUseId"], _agent(self._ctx), _run(self._ctx)
+        stopped = getattr(getattr(self._ctx.agent, "_interrupt_state", None), "interrupts", {})
+        if any(one.name.startswith("cra-approval-") for one in stopped.values()):  # the agent is gone on with
+            self._governed.point.session(run=run, agent=agent, resumed=(call_id,))
         return self._governed.call(
             arguments,
-            call_id=self._ctx.tool_use["toolUseId"],
-            agent=_agent(self._ctx),
-            run=_run(self._ctx),
+            call_id=call_id,
+            agent=agent,
+            run=run,
             approver=_Interrupting(self._ctx) if self._pauses else None,
         )
 
