@@ -8,6 +8,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Protocol
 
 import orjson
 
@@ -47,7 +48,7 @@ _ABANDONED_MESSAGE = "the session ended while the stream was open"
 _logger = logging.getLogger("cra_middleware")
 _claim: ContextVar[_Claim | None] = ContextVar("cra_claim", default=None)
 
-_REFUSALS: dict[str, type[CallRefused]] = {
+REFUSALS: dict[str, type[CallRefused]] = {
     "unknown_action": UnknownAction,
     "invalid_parameters": InvalidParameters,
     "rate_limit_exceeded": RateLimitExceeded,
@@ -56,6 +57,7 @@ _REFUSALS: dict[str, type[CallRefused]] = {
     "approval_rejected": ApprovalRejected,
     "session_ended": SessionEnded,
 }
+"""What a denial is raised as, by its code; any other is an ``ActionDenied``."""
 
 
 @dataclass(slots=True, eq=False)
@@ -243,7 +245,7 @@ class Attempt:
 
     def refusal(self, deny: Deny, approval_id: str | None) -> CallRefused:
         """The refusal of a call that was denied."""
-        return _REFUSALS.get(deny.code, ActionDenied)(
+        return REFUSALS.get(deny.code, ActionDenied)(
             deny.reason,
             action_id=self.call.action_id,
             policy_id=deny.policy_id,
@@ -299,12 +301,31 @@ class Attempt:
         return Entry(self.span_id, self.parent_span_id, event_type, payload, now_us)
 
 
+class UnderWay(Protocol):
+    """A call that may run, wherever it was decided."""
+
+    over: bool
+    """Nothing may follow."""
+    is_inside: bool
+    """One of its steps is being taken."""
+
+    @property
+    def call(self) -> ToolCall:
+        """What was decided."""
+        ...
+
+    @property
+    def operation(self) -> Operation:
+        """Who looks on."""
+        ...
+
+
 class Running:
     """While the tool runs: its session is current, its span too, and its adapter's decision can be claimed."""
 
     __slots__ = ("_attempt", "_body", "_claimed", "_entered", "_own", "_session", "_span", "_var")
 
-    def __init__(self, attempt: Attempt, body: object, session: object, var: ContextVar[object]) -> None:
+    def __init__(self, attempt: UnderWay, body: object, session: object, var: ContextVar[object]) -> None:
         self._attempt = attempt
         self._body = body
         self._session = session

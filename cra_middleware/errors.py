@@ -11,7 +11,8 @@
     │   ├── ApprovalRejected     a person said no
     │   ├── NoActiveSession
     │   ├── SessionEnded
-    │   └── AuditUnavailable     the decision could not be recorded
+    │   ├── AuditUnavailable     the decision could not be recorded
+    │   └── RuntimeUnreachable   the server that decides does not answer
     ├── AtlasError               an Atlas that must not be loaded; carries every finding
     └── TraceError
         ├── ChainBroken          a trace does not verify
@@ -146,6 +147,14 @@ class AuditUnavailable(CallRefused):
 
     code = "audit_unavailable"
     http_status = 500
+    recoverable = True
+
+
+class RuntimeUnreachable(CallRefused):
+    """The server that decides gave no answer, so the tool did not run."""
+
+    code = "runtime_unreachable"
+    http_status = 503
     recoverable = True
 
 

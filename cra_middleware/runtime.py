@@ -23,6 +23,7 @@ from cra_middleware.carp.policy import Facts
 from cra_middleware.carp.quota import Counters
 from cra_middleware.carp.resolve import Options, TraceLevel
 from cra_middleware.carp.resolver import DefaultDecision, Resolver
+from cra_middleware.connecting import Connecting
 from cra_middleware.desk import Desk, Notify
 from cra_middleware.errors import AtlasError, ChainBroken, SinkError
 from cra_middleware.keeping import Keeping
@@ -46,7 +47,7 @@ _logger = logging.getLogger("cra_middleware")
 _logger.addHandler(logging.NullHandler())
 
 
-class Runtime:
+class Runtime(Connecting):
     """Decides, runs and records tool calls under one set of Atlases."""
 
     def __init__(
@@ -164,21 +165,6 @@ class Runtime:
         if on_audit_failure == "allow":
             _logger.warning("calls that cannot be recorded are let run (on_audit_failure='allow')")
         leave_at_exit(self)
-
-    @classmethod
-    def observe(
-        cls,
-        trace: str | Path | Sink | None = None,
-        *,
-        atlas: AtlasSource | Sequence[AtlasSource] = (),
-        record: Literal["hash", "full"] = "hash",
-        redact: Sequence[str] = (),
-    ) -> Runtime:
-        """A runtime that needs no Atlas: everything runs and is recorded, what would be denied is printed.
-
-        ``cra trace learn`` proposes rules from such traces.
-        """
-        return cls(atlas, trace=trace, mode="observe", record=record, redact=redact)
 
     @property
     def atlases(self) -> tuple[Atlas, ...]:

@@ -33,7 +33,7 @@ FLOORS: list[set[str]] = [
     {"local_session"},
     {"open_sessions", "opening", "telemetry", "spans"},
     {"evidence", "verification"},
-    {"runtime", "decorators"},
+    {"runtime", "connecting", "client", "decorators"},
     {"run_sessions"},
     {"enforcement"},
     {"dispatch"},

@@ -1,0 +1,81 @@
+"""What a server's "no" is raised as: the same errors, with the same sentence, as where decisions are made here."""
+
+from __future__ import annotations
+
+from cra_middleware.attempt import REFUSALS
+from cra_middleware.client.connection import Problem
+from cra_middleware.errors import (
+    ActionDenied,
+    ApprovalRequired,
+    AuditUnavailable,
+    CallRefused,
+    ChainBroken,
+    CRAError,
+    InvalidParameters,
+    NoActiveSession,
+    RuntimeUnreachable,
+    SessionEnded,
+    SinkError,
+)
+
+_BY_REASON: dict[str, type[CallRefused]] = {
+    **REFUSALS,
+    "approval_required": ApprovalRequired,
+    "audit_unavailable": AuditUnavailable,
+    "no_session": NoActiveSession,
+}
+_BY_CODE: dict[str, type[CallRefused]] = {
+    "SESSION_ALREADY_ENDED": SessionEnded,
+    "SESSION_NOT_FOUND": NoActiveSession,
+    "ACTION_DENIED": ActionDenied,
+    "INVALID_PARAMETERS": InvalidParameters,
+    "INVALID_CARP_REQUEST": InvalidParameters,
+    "PAYLOAD_TOO_LARGE": InvalidParameters,
+    "STORAGE_LOCKED": AuditUnavailable,
+    "IO_ERROR": AuditUnavailable,
+    "UNAVAILABLE": RuntimeUnreachable,
+}
+_CODES = {"UNAUTHORIZED": "unauthorized", "FORBIDDEN": "forbidden"}
+
+
+def refusal_of(problem: Problem, action_id: str | None) -> CallRefused:
+    """Why a call was not let run."""
+    details = problem.details
+    code = details.get("reason_code")
+    if isinstance(code, str):
+        retry = details.get("retry_after_seconds")
+        return _BY_REASON.get(code, ActionDenied)(
+            _text(details.get("reason")) or problem.message,
+            action_id=_text(details.get("action_id")) or action_id,
+            policy_id=_text(details.get("policy_id")),
+            code=code,
+            retry_after_seconds=retry if isinstance(retry, (int, float)) else None,
+            approval_id=_text(details.get("approval_id")),
+        )
+    kind = _BY_CODE.get(problem.code)
+    if kind is not None:
+        return kind(problem.message, action_id=action_id)
+    code = _CODES.get(problem.code, "server_error")
+    return CallRefused(f"the server says {problem.message or problem.code}", action_id=action_id, code=code)
+
+
+def session_error(problem: Problem) -> CRAError | ValueError:
+    """Why a session was not begun."""
+    if problem.code in ("UNAUTHORIZED", "FORBIDDEN", "UNAVAILABLE", "RATE_LIMIT_EXCEEDED"):
+        return refusal_of(problem, None)
+    if problem.code in ("STORAGE_LOCKED", "IO_ERROR", "INTERNAL_ERROR"):
+        return SinkError(problem.message, is_transient=problem.recoverable)
+    return ValueError(problem.message)
+
+
+def resume_error(problem: Problem) -> CRAError:
+    """Why a session cannot be gone on with."""
+    if problem.code in ("SESSION_ALREADY_ENDED", "TRACE_CHAIN_INTEGRITY_ERROR"):
+        return ChainBroken(problem.message)
+    if problem.code in ("UNAUTHORIZED", "FORBIDDEN", "UNAVAILABLE", "RATE_LIMIT_EXCEEDED"):
+        return refusal_of(problem, None)
+    return SinkError(problem.message, is_transient=problem.recoverable)
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None

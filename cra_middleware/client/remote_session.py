@@ -1,0 +1,348 @@
+"""A session that is decided and recorded at a server, and whose tools run here."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Literal, NamedTuple
+
+from pydantic import ValidationError
+
+from cra_middleware._fork import tell_child
+from cra_middleware.approvals import ApprovalError, Approver
+from cra_middleware.carp.call import Target, ToolCall
+from cra_middleware.carp.messages import Request, Resolution
+from cra_middleware.carp.policy import Facts
+from cra_middleware.carp.resolve import out_of_reach
+from cra_middleware.client.connection import Connection
+from cra_middleware.client.offline import Offline, Spool
+from cra_middleware.client.outcomes import Outcomes, Worker
+from cra_middleware.client.questions import Questions
+from cra_middleware.client.refusals import refusal_of
+from cra_middleware.client.remote_calls import RemoteCalls
+from cra_middleware.client.toolbook import ToolBook
+from cra_middleware.client.wire import resolve_body
+from cra_middleware.errors import CallRefused, RuntimeUnreachable, SinkError
+from cra_middleware.interceptor import Flow
+from cra_middleware.observer import Observer, Subject
+from cra_middleware.open_call import OpenCall
+from cra_middleware.session import CURRENT, EndReason, Session
+from cra_middleware.trace.chain import Verdict, verify_lines
+from cra_middleware.trace.event import Event
+from cra_middleware.trace.profiles import read
+
+_PAGE = 1000
+_NDJSON = "application/x-ndjson"
+
+_logger = logging.getLogger("cra_middleware")
+
+
+class Link(NamedTuple):
+    """What the sessions of one runtime share."""
+
+    connection: Connection
+    tools: ToolBook
+    worker: Worker
+    observer: Observer
+    spool: Spool | None = None
+
+
+class RemoteSession(Session):
+    """One agent's governed run. Many threads and tasks may share it."""
+
+    def __init__(
+        self,
+        link: Link,
+        session_id: str,
+        facts: Facts,
+        goal: str,
+        behalf: str | None,
+        resolution: Resolution,
+        *,
+        resumed: bool = False,
+    ) -> None:
+        """``resumed`` says that calls of it were made elsewhere."""
+        super().__init__()
+        self._resumed = resumed
+        self._link = link
+        self._id = session_id
+        self._facts = facts
+        self._goal = goal
+        self._behalf = behalf
+        self._lock = threading.RLock()
+        self._state: Literal["open", "closing", "closed"] = "open"
+        self._children: list[RemoteSession] = []
+        self._outcomes = Outcomes(link.connection, link.worker, session_id)
+        self._offline = None if link.spool is None else Offline(link.spool, session_id, facts, goal)
+        self._resolution = resolution
+        self._take(resolution)
+        subject = Subject(session_id, resolution.trace_id, facts.agent_id)
+        self._calls = RemoteCalls(
+            link.connection, link.worker, self._outcomes, subject, link.observer, self, CURRENT, self._path_offline
+        )
+        tell_child(self)
+
+    def forked(self) -> None:
+        """In a forked child: another thread of the parent's may have held the lock."""
+        self._lock = threading.RLock()
+
+    @property
+    def id(self) -> str:
+        """The session's id, which also names its trace at the server."""
+        return self._id
+
+    @property
+    def facts(self) -> Facts:
+        """What decisions depend on, as it was told to the server."""
+        return self._facts
+
+    @property
+    def behalf(self) -> str | None:
+        """On whose behalf it acts, where that was told."""
+        return self._behalf
+
+    @property
+    def is_open(self) -> bool:
+        """Whether calls are accepted, as far as is known here."""
+        return self._state == "open"
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a tool is running, or a stream is open."""
+        return self._calls.is_busy
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a person is being asked about one of its calls, or has said yes to one that has not run yet."""
+        if not (self._calls.asked or self._resumed):
+            return False
+        try:
+            found = Questions(self._link.connection).listed(None, self._id)
+        except ApprovalError as error:
+            _logger.error("open questions of session %s cannot be read: %s", self._id, error)
+            return True  # one was open when it was last heard of
+        return any(item.state in ("pending", "approved") for item in found)
+
+    @property
+    def is_observing(self) -> bool:
+        """Whether nothing is enforced, only recorded."""
+        return self._link.tools.now.observing
+
+    @property
+    def resolution(self) -> Resolution:
+        """What the agent may do now; renewed by itself when it has expired.
+
+        Raises:
+            CallRefused: when it has, and there is no new one to be had.
+        """
+        return self._resolution if time.monotonic() < self._expires else self.resolve()
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """Every event so far, as the server keeps them."""
+        return tuple(read(line.rstrip(b"\n"), "cra").event for line in self._lines())
+
+    def verify(self) -> Verdict:
+        """Verify this session's chain here, from the bytes that the server keeps."""
+        return verify_lines(self._lines(), self._id)[0]
+
+    def freeze(self, action_id: str, tool_name: str, arguments: Mapping[str, object]) -> ToolCall:
+        """A call of an action, or of a tool that an Atlas maps to one, before it is decided.
+
+        Raises:
+            TypeError: when a name is no string, or two arguments would have one name.
+        """
+        return self._link.tools.now.freeze(action_id, tool_name, arguments)
+
+    def flow(
+        self, call: ToolCall, body: object = None, *, stream: bool = False, approver: Approver | None = None
+    ) -> Flow:
+        self._link.worker.begin()
+        return self._calls.flow(call, body, stream=stream, approver=approver)
+
+    def begin(self, call: ToolCall, approver: Approver | None = None) -> OpenCall:
+        """Authorise a call whose start and end a framework tells of in two places.
+
+        Raises:
+            CallRefused: when the tool must not run.
+        """
+        self._link.worker.begin()
+        return OpenCall.begin(self._calls.flow(call, approver=approver, in_two=True))
+
+    async def abegin(self, call: ToolCall, approver: Approver | None = None) -> OpenCall:
+        """As ``begin``, on an event loop."""
+        self._link.worker.begin()
+        return await OpenCall.abegin(self._calls.flow(call, approver=approver, in_two=True))
+
+    def reject(self, call: ToolCall, reason: str) -> CallRefused:
+        """Record a call whose arguments the framework itself refused, and return the refusal.
+
+        Raises:
+            CallRefused: when it cannot be recorded, or the session is over.
+        """
+        return self._calls.reject(call, reason)
+
+    def target_for(
+        self, tool_name: str, framework: str, *, actions: Mapping[str, str] | None = None, declared: str | None = None
+    ) -> Target:
+        """What a tool stands for, as ``Runtime.target_for`` says."""
+        return self._link.tools.now.target_for(tool_name, framework, declared, actions)
+
+    def distrust(self, source: str, tool_name: str, described: Callable[[], str]) -> str | None:
+        """Why a tool is not one that was looked at, as ``atlas.lock`` says; ``described`` gives its digest."""
+        return self._link.tools.now.distrust(source, tool_name, described)
+
+    def can_reach(self, action_id: str) -> bool:
+        """Whether some call of the action could be allowed, now or in an hour, with or without a person's yes."""
+        tools = self._link.tools.now
+        if tools.observing:
+            return True
+        try:
+            resolution = self.resolution
+        except CallRefused:  # what a model is shown decides nothing: the call itself is decided at the server
+            resolution = self._resolution
+        return action_id in tools.actions and action_id not in out_of_reach(resolution)
+
+    def note(self, error_code: str, message: str, **details: object) -> None:
+        """Record ``error.occurred``: something about the session itself, not about a call.
+
+        Raises:
+            SinkError: when it cannot be kept.
+        """
+        more = ", ".join(f"{key}={value}" for key, value in details.items())
+        text = f"{message} ({more})" if more else message
+        self._say("POST", f"/v1/traces/{self._id}/note", {"error_code": error_code, "message": text[:1000]})
+
+    def resolve(self, request: Request | None = None) -> Resolution:
+        """Answer ``request`` (or a plain one of our own) and make it the resolution that calls are made under.
+
+        Raises:
+            CallRefused: when the server does not answer it; the earlier resolution stays.
+            ValueError: when the server does not take the request.
+        """
+        asked = request or resolve_body(self._id, self._facts, self._goal)
+        reply = self._link.connection.ask("POST", "/v1/resolve", asked.model_dump(mode="json", exclude_none=True))
+        if reply.problem is not None:
+            if reply.status == 400 or reply.problem.code == "ATLAS_NOT_FOUND":
+                raise ValueError(reply.problem.message)
+            raise refusal_of(reply.problem, None)
+        self._take(resolution_in(reply.json()))
+        return self._resolution
+
+    def flush(self) -> None:
+        """Wait until the server knows how every call came out.
+
+        Raises:
+            SinkError: when it is not to be reached.
+        """
+        self._outcomes.told_or_kept()
+
+    def end(self, reason: EndReason = "completed", error: str | None = None) -> None:
+        """Seal the chain. Calls that are running still record their outcome first; a second end does nothing.
+
+        Sessions opened below this one end before it. Where the server is not to be reached, its trace stays open.
+        """
+        for child in self._children:
+            child.end(reason)
+        self._close(lambda: self._seal(reason, error))
+
+    def detach(self) -> None:
+        """Let go of the session without sealing it, so that ``runtime.resume`` can go on with it, here or elsewhere."""
+        for child in self._children:
+            child.detach()
+        self._close(self._let_go)
+
+    def adopt(self, child: RemoteSession) -> None:
+        """Make ``child`` end before this session does."""
+        self._children = [known for known in self._children if known.is_open]
+        self._children.append(child)
+
+    def _take(self, resolution: Resolution) -> None:
+        self._resolution = resolution
+        self._expires = time.monotonic() + resolution.ttl_seconds
+        if self._offline is not None:
+            self._offline.learn(resolution)
+
+    def _path_offline(self, call: ToolCall) -> Callable[..., Flow] | None:
+        if self._offline is None:
+            return None
+        path = self._offline.path(call)
+        if path is not None:
+            self._link.worker.soon(self._is_back)
+        return path
+
+    def _is_back(self) -> bool:
+        """Whether the server is there again; if so, what was recorded offline is handed over."""
+        assert self._offline is not None
+        assert self._link.spool is not None
+        try:
+            self._link.connection.ask("GET", f"/v1/sessions/{self._id}")
+        except RuntimeUnreachable:
+            return not self.is_open
+        self._offline.is_over()
+        return self._link.spool.upload()
+
+    def _lines(self) -> Iterator[bytes]:
+        self._outcomes.told_or_kept()
+        after = -1
+        while True:
+            query = {"limit": str(_PAGE), **({} if after < 0 else {"since_sequence": str(after)})}
+            reply = self._link.connection.ask("GET", f"/v1/traces/{self._id}", query=query, headers={"accept": _NDJSON})
+            if reply.problem is not None:
+                raise SinkError(reply.problem.message or reply.problem.code)
+            lines = reply.data.splitlines(keepends=True)
+            yield from lines
+            after += len(lines)
+            if len(lines) < _PAGE:
+                return
+
+    def _close(self, finish: Callable[[], None]) -> None:
+        with self._lock:
+            if self._state != "open":
+                return
+            self._state = "closing"
+        self._calls.close(finish)
+
+    def _seal(self, reason: EndReason, error: str | None) -> None:
+        with self._lock:
+            if self._state == "closed":
+                return
+            self._let_go()
+            try:
+                body = {"reason": reason, **({} if error is None else {"error": error[:1000]})}
+                self._say("POST", f"/v1/sessions/{self._id}/end", body, again=True)
+            except SinkError as failure:
+                _logger.error("session %s ends unsealed: %s", self._id, failure)
+
+    def _let_go(self) -> None:
+        with self._lock:
+            if self._state == "closed":
+                return
+            self._state = "closed"
+            if not self._outcomes.retold():
+                self._outcomes.give_up()
+            if self._offline is not None and self._offline.is_over() and self._link.spool is not None:
+                self._link.spool.upload()
+
+    def _say(self, method: str, path: str, body: Mapping[str, object], *, again: bool = False) -> None:
+        try:
+            self._outcomes.tell()
+            problem = self._link.connection.ask(method, path, body, again=again).problem
+        except RuntimeUnreachable as error:
+            raise SinkError(error.reason, is_transient=True) from error
+        if problem is not None:
+            raise SinkError(problem.message or problem.code, is_transient=problem.recoverable)
+
+
+def resolution_in(told: object) -> Resolution:
+    """A resolution, as a server tells it.
+
+    Raises:
+        RuntimeUnreachable: when it is none.
+    """
+    try:
+        return Resolution.model_validate(told)
+    except (ValidationError, RecursionError) as error:
+        raise RuntimeUnreachable("the server's resolution cannot be read") from error

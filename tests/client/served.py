@@ -1,0 +1,151 @@
+"""A real server in a process of its own, on a port of its own, that a test may kill and start again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from cra_middleware import Runtime
+from cra_middleware._clock import SystemClock
+from cra_middleware.server.access import Role, make_key
+from cra_middleware.server.assembly import open_keys, state_folder
+from tests.conftest import manifest
+
+RUN = """
+import sys, uvicorn
+from cra_middleware.server.assembly import assemble, open_keys, state_folder
+atlases, traces, keyed, socket, timeout = sys.argv[1:]
+keys = open_keys(state_folder(traces)) if keyed == "keys" else None
+executors = {"ticket.list": lambda **arguments: {"value": ["T-1", "T-2"]}} if keyed == "executors" else None
+app = assemble([atlases], traces, keys=keys, executors=executors, timeout_seconds=float(timeout))
+config = uvicorn.Config(app, log_level="warning", access_log=False, ws="none")
+uvicorn.Server(config).run(sockets=[__import__("socket").socket(fileno=int(socket))])
+"""
+ASKED = {"policy_id": "ask", "type": "require_approval", "actions": ["refund.create"]}
+LIMITED = {
+    "policy_id": "few",
+    "type": "rate_limit",
+    "actions": ["ticket.update"],
+    "parameters": {"max_calls": 2, "window_seconds": 3600},
+}
+
+
+def atlas(**parts: Any) -> dict[str, Any]:
+    """What the server of most tests decides by."""
+    base = manifest(adapters={"any": {"tools": {"lookup": "ticket.get"}}})
+    return {**base, "policies": [*base["policies"], ASKED, LIMITED], **parts}
+
+
+class Served:
+    """One server."""
+
+    def __init__(
+        self, folder: Path, told: dict[str, Any] | None = None, *, keyed: str = "keys", timeout: float = 900.0
+    ) -> None:
+        self.folder = folder
+        self.traces = folder / "traces"
+        (folder / "atlases").mkdir(parents=True, exist_ok=True)
+        (folder / "atlases" / "tests.json").write_text(json.dumps(told or atlas()))
+        self._keyed = keyed
+        self._timeout = timeout
+        self._texts: dict[str, str] = {}
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self._process: subprocess.Popen[bytes] | None = None
+        if keyed == "keys":
+            self.key("bot")
+
+    def start(self) -> Served:
+        """Start it; the socket is the test's own, so that what is asked meanwhile waits there."""
+        number = self._socket.fileno()
+        command = [sys.executable, "-c", RUN, str(self.folder / "atlases"), str(self.traces)]
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*command, self._keyed, str(number), str(self._timeout)],
+                pass_fds=[number],
+                stderr=log,
+                env={key: value for key, value in os.environ.items() if not key.startswith("CRA_")},
+            )
+        return self
+
+    def kill(self) -> None:
+        """End it at once, as a machine's death does."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """End it as an operator does."""
+        self._end(signal.SIGTERM)
+
+    def freeze(self) -> None:
+        """Let it answer nothing."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def gone(self) -> None:
+        """Nobody listens there any more."""
+        self.kill()
+        self._socket.close()
+
+    def back(self) -> None:
+        """Somebody does again."""
+        self._socket = socket.create_server(("127.0.0.1", int(self.url.rpartition(":")[2])))
+        self.start()
+
+    def close(self) -> None:
+        """End it, whatever state it is in."""
+        if self._process is not None:
+            self.kill()
+        self._socket.close()
+
+    def key(self, name: str, *roles: Role, **terms: Any) -> str:
+        """The text of a key of this name."""
+        if name not in self._texts:
+            agents = terms.pop("agents", ("*",))
+            text, key = make_key(name, roles or ("agent",), SystemClock().wall_us(), agent_ids=agents, **terms)
+            keys = open_keys(state_folder(self.traces))
+            keys.add(key)
+            keys.close()
+            self._texts[name] = text
+        return self._texts[name]
+
+    def connect(self, name: str | None = "bot", **options: Any) -> Runtime:
+        """A runtime at this server."""
+        api_key = self.key(name) if name is not None and self._keyed == "keys" else None
+        return Runtime.connect(self.url, api_key=api_key, **options)
+
+    def events(self, session_id: str) -> list[tuple[str, dict[str, Any]]]:
+        """What its trace says on the disk."""
+        path = self.traces / f"{session_id}.trace.jsonl"
+        lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+        return [(line["event_type"], line["payload"]) for line in lines]
+
+    def outcomes(self, session_id: str) -> list[tuple[str, str]]:
+        """Of the calls: how each ended, and which action it was."""
+        kinds = ("action.executed", "action.failed", "action.denied")
+        return [(kind, payload["action_id"]) for kind, payload in self.events(session_id) if kind in kinds]
+
+    def _end(self, how: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(how)
+        self._process.wait(30)
+        self._process = None
+
+
+def until(holds: Any, seconds: float = 10.0) -> None:
+    """Wait for what another thread or process does."""
+    limit = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < limit, "it did not happen in time"
+        time.sleep(0.02)
