@@ -19,16 +19,23 @@ class Answering:
         self._host = host
 
     def listed(self, caller: Caller, state: State | None, session_id: str | None) -> list[Approval]:
-        """Questions that the caller may see, oldest first.
+        """Questions that the caller may see, oldest first: an agent's key sees those of the sessions it opened.
 
         Raises:
-            Fault: when it may see only its own, and ``session_id`` is not one of those.
+            Fault: when ``session_id`` is none that it may look at.
         """
-        if not caller.is_any("approver", "auditor"):
-            if session_id is None:
-                raise Fault("FORBIDDEN", "name a session of yours: session_id")
+        if caller.is_any("approver", "auditor"):
+            return self._host.runtime.approvals.list(state, session_id)
+        if session_id is not None:
             self._host.readable(caller, session_id)
-        return self._host.runtime.approvals.list(state, session_id)
+        found = self._host.runtime.approvals.list(state, session_id)
+        mine: dict[str, bool] = {}
+        for approval in found:
+            name = approval.pending.session_id
+            if name not in mine:
+                row = self._host.session_row(name)
+                mine[name] = row is not None and row.creator == caller.identity
+        return [approval for approval in found if mine[approval.pending.session_id]]
 
     def get(self, caller: Caller, approval_id: str) -> Approval:
         """One question.
@@ -86,6 +93,8 @@ def as_json(approval: Approval) -> dict[str, object]:
         "requested_at": timestamp_text(pending.requested_us),
         "expires_at": timestamp_text(pending.expires_us),
     }
+    if pending.tool_call_id is not None:
+        told["tool_call_id"] = pending.tool_call_id
     if pending.also_needed:
         told["also_needed"] = [list(names) for names in pending.also_needed]
     if approval.decided_us is not None:
