@@ -46,14 +46,14 @@ class ContractCase:
         """What the case is about."""
         return (CASES[self.name][1].__doc__ or "").strip()
 
-    def check(self, folder: Path) -> None:
-        """Run it; ``folder`` is an empty one.
+    def check(self, folder: Path, bench_type: type[Workbench] = Workbench) -> None:
+        """Run it; ``folder`` is an empty one, ``bench_type`` says what kind of runtime it is run with.
 
         Raises:
             AssertionError: when the promise is not kept, or a hole that was named is none any more.
         """
         try:
-            with Workbench(self.subject, self.mode, folder) as bench:
+            with bench_type(self.subject, self.mode, folder) as bench:
                 CASES[self.name][1](bench)
         except AssertionError:
             if self.hole is None:

@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import uvicorn
+
 from cra_middleware import Runtime
 from cra_middleware._clock import SystemClock
 from cra_middleware.server.access import Role, make_key
-from cra_middleware.server.assembly import open_keys, state_folder
+from cra_middleware.server.assembly import assemble, open_keys, state_folder
 from tests.conftest import manifest
 
-RUN = """
-import sys, uvicorn
-from cra_middleware.server.assembly import assemble, open_keys, state_folder
-atlases, traces, keyed, socket, timeout = sys.argv[1:]
-keys = open_keys(state_folder(traces)) if keyed == "keys" else None
-executors = {"ticket.list": lambda **arguments: {"value": ["T-1", "T-2"]}} if keyed == "executors" else None
-app = assemble([atlases], traces, keys=keys, executors=executors, timeout_seconds=float(timeout))
-config = uvicorn.Config(app, log_level="warning", access_log=False, ws="none")
-uvicorn.Server(config).run(sockets=[__import__("socket").socket(fileno=int(socket))])
-"""
+_FORK = multiprocessing.get_context("forkserver")  # one process imports everything, the servers are its forks
+_FORK.set_forkserver_preload(["uvicorn", "cra_middleware.server.assembly", "tests.client.served"])
+
+
+def _serve(folder: Path, keyed: str, listening: socket.socket, timeout: float) -> None:
+    traces = folder / "traces"
+    with (folder / "server.log").open("ab") as log:
+        os.dup2(log.fileno(), 2)
+    app = assemble(
+        [folder / "atlases"],
+        traces,
+        keys=open_keys(state_folder(traces)) if keyed == "keys" else None,
+        executors={"ticket.list": lambda **arguments: {"value": ["T-1", "T-2"]}} if keyed == "executors" else None,
+        timeout_seconds=timeout,
+    )
+    config = uvicorn.Config(app, log_level="warning", access_log=False, ws="none")
+    uvicorn.Server(config).run(sockets=[listening])
+
+
 ASKED = {"policy_id": "ask", "type": "require_approval", "actions": ["refund.create"]}
 LIMITED = {
     "policy_id": "few",
@@ -47,32 +58,29 @@ class Served:
     """One server."""
 
     def __init__(
-        self, folder: Path, told: dict[str, Any] | None = None, *, keyed: str = "keys", timeout: float = 900.0
+        self, folder: Path, told: dict[str, Any] | Path | None = None, *, keyed: str = "keys", timeout: float = 900.0
     ) -> None:
         self.folder = folder
         self.traces = folder / "traces"
         (folder / "atlases").mkdir(parents=True, exist_ok=True)
-        (folder / "atlases" / "tests.json").write_text(json.dumps(told or atlas()))
+        if isinstance(told, Path):
+            shutil.copytree(told, folder / "atlases" / told.name)
+        else:
+            (folder / "atlases" / "tests.json").write_text(json.dumps(told or atlas()))
         self._keyed = keyed
         self._timeout = timeout
         self._texts: dict[str, str] = {}
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Any = None
         if keyed == "keys":
             self.key("bot")
 
     def start(self) -> Served:
         """Start it; the socket is the test's own, so that what is asked meanwhile waits there."""
-        number = self._socket.fileno()
-        command = [sys.executable, "-c", RUN, str(self.folder / "atlases"), str(self.traces)]
-        with (self.folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [*command, self._keyed, str(number), str(self._timeout)],
-                pass_fds=[number],
-                stderr=log,
-                env={key: value for key, value in os.environ.items() if not key.startswith("CRA_")},
-            )
+        arguments = (self.folder, self._keyed, self._socket, self._timeout)
+        self._process = _FORK.Process(target=_serve, args=arguments, daemon=True)
+        self._process.start()
         return self
 
     def kill(self) -> None:
@@ -86,12 +94,12 @@ class Served:
     def freeze(self) -> None:
         """Let it answer nothing."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
+        os.kill(self._process.pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
         """Let it go on."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
+        os.kill(self._process.pid, signal.SIGCONT)
 
     def gone(self) -> None:
         """Nobody listens there any more."""
@@ -138,8 +146,9 @@ class Served:
 
     def _end(self, how: signal.Signals) -> None:
         assert self._process is not None
-        self._process.send_signal(how)
-        self._process.wait(30)
+        os.kill(self._process.pid, how)
+        self._process.join(30)
+        self._process.close()
         self._process = None
 
 

@@ -1,0 +1,289 @@
+"""The runtime that ``Runtime.connect`` gives: everything of ``Runtime``, at a server."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cra_middleware import ApprovalError, ApprovalRequired, CallRefused, Runtime, current_session, governed
+from cra_middleware._ids import new_id
+from cra_middleware.client.remote_runtime import AtServerError, RemoteRuntime
+from cra_middleware.client.remote_session import RemoteSession
+from cra_middleware.connecting import Connecting
+from cra_middleware.session import Session
+from tests.client.served import Served, atlas, until
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_nothing_is_inherited_that_needs_local_parts() -> None:
+    """Every public name of ``Runtime`` is the remote one's own, with the same signature."""
+    shared = {"connect", "observe", "from_env"}
+    for name, member in vars(Runtime).items():
+        if name.startswith("_") or name in shared:
+            continue
+        own = vars(RemoteRuntime).get(name)
+        assert own is not None, name
+        if inspect.isfunction(member):
+            assert inspect.signature(own).parameters.keys() == inspect.signature(member).parameters.keys(), name
+    assert {name for name in vars(Connecting) if not name.startswith("_")} == shared
+    abstract = {name for name, member in vars(Session).items() if getattr(member, "__isabstractmethod__", False)}
+    assert abstract <= vars(RemoteSession).keys()
+
+
+def test_what_only_the_server_can_say(runtime: Runtime) -> None:
+    """It is refused, not made up."""
+    for name in ("atlases", "resolver", "policy_digest"):
+        with pytest.raises(AtServerError):
+            getattr(runtime, name)
+    with pytest.raises(AtServerError):
+        runtime.reload([])
+    with pytest.raises(AtServerError):
+        runtime.explain("ticket.get")
+
+
+def test_sessions(served: Served, runtime: Runtime) -> None:
+    """Children, facts, metadata and a whole CARP request arrive at the server as they do in embedded mode."""
+    request = {
+        "request_id": new_id(),
+        "requester": {"agent_id": "bot", "session_id": new_id()},
+        "task": {"goal": "Help"},
+    }
+    resolution = runtime.resolve(request)
+    assert resolution.request_id == request["request_id"]
+    assert runtime.resolve({**request, "request_id": new_id()}).resolution_id != resolution.resolution_id
+    with pytest.raises(ValueError, match="another agent"):
+        runtime.resolve({**request, "requester": {**request["requester"], "agent_id": "other"}})  # type: ignore[dict-item]
+    with runtime.session("bot", "Help", "high", {"tenant": "a"}, metadata={"m": 1}, external_id="t-1") as session:
+        with pytest.raises(ValueError, match="parent's"):
+            runtime.session("helper", "More", context={"tenant": "b"})
+        with runtime.session("helper", "More") as child:
+            assert child.facts.risk_tier == "high"
+            assert child.facts.root_session_id == session.id
+        open_child = runtime.session("third", "More")
+    assert not open_child.is_open
+    started = served.events(session.id)[0][1]["metadata"]
+    assert started["given"] == {"m": 1}
+    assert started["external_id"] == "t-1"
+    assert served.events(child.id)[0][1]["metadata"]["parent_session_id"] == session.id
+    assert served.events(open_child.id)[-1][0] == "session.ended"
+    for wrong in ({"atlas_ids": ["com.example.other"]}, {"context": {"a": object()}}, {"session_id": "x"}):
+        with pytest.raises(ValueError):
+            runtime.session("bot", "Help", **wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError):
+        runtime.session("bot", "")
+
+
+def test_tools(serve: Any) -> None:
+    """Maps, lock and reach come from the server, and change when its Atlases do."""
+    told = atlas(adapters={"crew": {"tools": {"find": {"action": "ticket.get", "args": {"id": "ticket_id"}}}}})
+    served: Served = serve(told)
+    with served.connect() as runtime:
+        target = runtime.target_for("find", "crew")
+        assert (target.action_id, dict(target.renames)) == ("ticket.get", {"id": "ticket_id"})
+        assert runtime.target_for("find", "other").action_id == "find"
+        assert runtime.target_for("find", "crew", actions={"find": "ticket.list"}).action_id == "ticket.list"
+        assert runtime.target_for("other", "crew", declared="ticket.list").action_id == "ticket.list"
+        assert runtime.argument_policies() == ()
+        session = runtime.session("bot", "Help")
+        assert session.can_reach("ticket.get")
+        assert session.can_reach("refund.create")
+        assert not session.can_reach("ticket.delete")
+        assert not session.can_reach("nothing.there")
+        assert not session.is_observing
+        told["adapters"]["crew"]["tools"]["find"] = "ticket.delete"
+        (served.folder / "atlases" / "tests.json").write_text(json.dumps(told))
+        time.sleep(0.1)
+
+        def is_new() -> bool:
+            runtime.session("bot", "Help").end()
+            return runtime.target_for("find", "crew").action_id == "ticket.delete"
+
+        until(is_new)
+        session.note("policy_checked", "a note", more=1)
+        assert ("error.occurred", {"error_code": "policy_checked", "message": "a note (more=1)"}) in served.events(
+            session.id
+        )
+
+
+@governed("ticket.get")
+def inner(ticket_id: str) -> str:
+    return ticket_id
+
+
+def test_a_governed_body_inside_an_adapter(served: Served, runtime: Runtime) -> None:
+    """It is decided once; what it calls beside that is decided by itself, in the same session."""
+    from cra_middleware.enforcement import EnforcementPoint
+
+    point = EnforcementPoint(runtime, "any")
+    tool = point.tool("inner", body=inner)
+    with runtime.session("bot", "Help") as session:
+        assert tool.call({"ticket_id": "T-1"}).run(lambda: inner("T-1")) == "T-1"
+
+        def both() -> str:
+            assert current_session() is session
+            return inner("T-2") + inner("T-3")
+
+        assert session.call("ticket.list", both) == "T-2T-3"
+    assert [name for _, name in served.outcomes(session.id)] == [
+        "ticket.get",
+        "ticket.get",
+        "ticket.get",
+        "ticket.list",
+    ]
+
+
+def test_approvals(served: Served, runtime: Runtime) -> None:
+    """Who asked cannot answer; who may, does, with another key; the identical call then runs, once."""
+
+    def refund(amount: int) -> str:
+        return f"paid {amount}"
+
+    with runtime.session("bot", "Help") as session:
+        with pytest.raises(ApprovalRequired) as asked:
+            session.call("refund.create", refund, 5)
+        name = str(asked.value.approval_id)
+        assert session.is_waiting
+        assert [item.pending.approval_id for item in runtime.approvals.list(session_id=session.id)] == [name]
+        found = runtime.approvals.get(name)
+        assert found is not None
+        assert dict(found.pending.arguments) == {"amount": 5}
+        assert runtime.approvals.get(new_id()) is None
+        with pytest.raises(ApprovalError, match="role approver"):
+            runtime.approvals.approve(name, by="bot")
+        with served.connect("stranger") as stranger:
+            assert stranger.approvals.list() == []
+            assert stranger.approvals.get(name) is None
+        served.key("ann", "approver")
+        with served.connect("ann") as desk:
+            assert name in [item.pending.approval_id for item in desk.approvals.list()]
+            assert desk.approvals.approve(name, by="whoever", reason="fine").by == "ann"
+            with pytest.raises(ApprovalError, match="already"):
+                desk.approvals.reject(name, by="ann")
+            with pytest.raises(CallRefused):
+                desk.session("bot", "Help")
+        assert session.call("refund.create", refund, 5) == "paid 5"
+        with pytest.raises(ApprovalRequired):
+            session.call("refund.create", refund, 5)
+        assert session.is_waiting
+    assert not session.is_open
+
+
+def test_close_keeps_what_waits(served: Served) -> None:
+    """A session in which a person is asked outlives its runtime; the others end."""
+    with served.connect() as runtime:
+        waiting, other = runtime.session("bot", "Help"), runtime.session("bot", "Help")
+        kept = runtime.session("bot", "Help", keep=True)
+        with pytest.raises(ApprovalRequired):
+            waiting.call("refund.create", lambda: None)
+    last = {session.id: served.events(session.id)[-1][0] for session in (waiting, other, kept)}
+    assert last[other.id] == "session.ended"
+    assert "session.ended" not in (last[waiting.id], last[kept.id])
+    served.key("ann", "approver")
+    with served.connect("ann") as desk:
+        (asked,) = desk.approvals.list(session_id=waiting.id)
+        desk.approvals.approve(asked.pending.approval_id, by="ann")
+    with served.connect() as later:
+        session = later.resume(waiting.id)
+        assert session.is_waiting
+        assert session.call("refund.create", lambda: 1) == 1
+        session.end()
+
+
+def test_from_the_environment(served: Served, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A server or an Atlas, never both; nothing that loosens."""
+    for name in ("CRA_URL", "CRA_API_KEY", "CRA_ATLAS", "CRA_TRACE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ValueError, match="CRA_URL"):
+        Runtime.from_env()
+    monkeypatch.setenv("CRA_ATLAS", str(ROOT / "examples/atlases/support"))
+    monkeypatch.setenv("CRA_TRACE", str(tmp_path / "traces"))
+    monkeypatch.setenv("CRA_MODE", "observe")
+    with Runtime.from_env() as embedded, embedded.session("support-bot", "Help") as session:
+        assert not isinstance(embedded, RemoteRuntime)
+        assert not session.is_observing
+    assert (tmp_path / "traces" / f"{session.id}.trace.jsonl").exists()
+    monkeypatch.setenv("CRA_URL", served.url)
+    monkeypatch.setenv("CRA_API_KEY", served.key("bot"))
+    with pytest.raises(ValueError, match="unset"):
+        Runtime.from_env()
+    monkeypatch.delenv("CRA_ATLAS")
+    monkeypatch.delenv("CRA_TRACE")
+    with Runtime.from_env() as remote, remote.session("bot", "Help") as session:
+        assert isinstance(remote, RemoteRuntime)
+        assert session.call("ticket.get", lambda: 1) == 1
+
+
+def test_a_program_that_just_ends(served: Served) -> None:
+    """At the interpreter's exit outcomes are told, and the session stays open for a later process."""
+    program = """
+import sys
+from cra_middleware import Runtime
+session = Runtime.from_env().session("bot", "Help")
+session.call("ticket.get", lambda: 1)
+print(session.id)
+"""
+    environment = {**os.environ, "CRA_URL": served.url, "CRA_API_KEY": served.key("bot"), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    session_id = done.stdout.strip()
+    assert served.outcomes(session_id) == [("action.executed", "ticket.get")]
+    with served.connect() as runtime:
+        runtime.resume(session_id).end()
+    assert served.events(session_id)[-1][0] == "session.ended"
+
+
+def test_without_httpx(tmp_path: Path) -> None:
+    """The core works without it, and says what is missing."""
+    program = """
+import sys
+sys.modules["httpx"] = None
+from cra_middleware import Runtime
+try:
+    Runtime.connect("http://127.0.0.1:1")
+except RuntimeError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "pip install 'cra-middleware[http]'" in done.stdout
+
+
+def test_spans(runtime: Runtime) -> None:
+    """Each call is a span here, with the tool's own spans below it."""
+    trace = pytest.importorskip("opentelemetry.sdk.trace")
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter, provider = InMemorySpanExporter(), trace.TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracer = provider.get_tracer("tests")
+    connection: Any = runtime._connection  # type: ignore[attr-defined]
+    watched = Runtime.connect(connection.url, api_key=connection._headers["x-api-key"], tracer_provider=provider)
+    with watched, watched.session("bot", "Help") as session:
+
+        def tool() -> None:
+            tracer.start_span("inside").end()
+
+        session.call("ticket.get", tool)
+        with pytest.raises(CallRefused):
+            session.call("ticket.delete", tool)
+    inside, ran, denied = exporter.get_finished_spans()
+    assert inside.parent.span_id == ran.context.span_id
+    assert (ran.attributes["cra.action.outcome"], denied.attributes["cra.action.outcome"]) == ("executed", "denied")
+    assert denied.attributes["cra.policy.id"] == "no-delete"
