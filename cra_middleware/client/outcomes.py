@@ -19,6 +19,8 @@ from cra_middleware.errors import RuntimeUnreachable, SinkError
 
 MAX_WAITING = 1000
 """Outcomes of one session that wait to be told; beyond it the oldest is given up."""
+_LATER = frozenset({"STORAGE_LOCKED", "IO_ERROR", "UNAVAILABLE", "RATE_LIMIT_EXCEEDED", "REQUEST_TIMEOUT"})
+"""What a server says when it may take the same report later."""
 _PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 30.0
 
@@ -55,8 +57,6 @@ class Outcomes:
     def add(self, outcome: Outcome) -> None:
         """Tell it soon. Takes no lock: it may be called in a finaliser, in the middle of anything."""
         self._waiting.append(outcome)
-        if len(self._waiting) > MAX_WAITING:
-            self._lost(self._waiting.popleft(), "too many wait")
         self._worker.soon(self.retold)
 
     def tell(self) -> None:
@@ -78,6 +78,9 @@ class Outcomes:
             self.tell()
         except RuntimeUnreachable as error:
             _logger.warning("session %s: %d outcomes wait to be told: %s", self._session_id, len(self), error.reason)
+            with self._lock:
+                while len(self) > MAX_WAITING:
+                    self._lost(self._waiting.popleft(), "too many wait")
             return False
         return True
 
@@ -95,12 +98,15 @@ class Outcomes:
 
     def give_up(self) -> None:
         """Nobody will tell them any more."""
-        while self._waiting:
-            self._lost(self._waiting.popleft(), "the server was not to be reached")
+        with self._lock:
+            while self._waiting:
+                self._lost(self._waiting.popleft(), "the server was not to be reached")
 
     def _tell(self, outcome: Outcome) -> None:
         path = f"/v1/executions/{segment(outcome.execution_id)}/report"
         problem = self._connection.ask("POST", path, outcome.body).problem
+        if problem is not None and (problem.recoverable or problem.code in _LATER):
+            raise RuntimeUnreachable(problem.message or problem.code)
         if problem is not None:
             self._lost(outcome, problem.message or problem.code)
 

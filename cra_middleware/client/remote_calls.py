@@ -194,7 +194,7 @@ class RemoteCalls:
             raise (yield from self._rejected(attempt, why))
         try:
             body = execute_body(call, self._subject.session_id, self._subject.agent_id)
-        except ValueError as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise (
                 yield from self._rejected(attempt, f"the arguments cannot be sent ({type(error).__name__})")
             ) from None
@@ -243,14 +243,14 @@ class RemoteCalls:
         told = reply.json()
         result, execution_id = told.get("result"), told.get("execution_id")
         if not isinstance(execution_id, str):
-            raise RuntimeUnreachable("the server's answer cannot be read", action_id=call.action_id)
+            raise _unreadable(call)
         attempt.execution_id = execution_id
         if told.get("status") == "success" and isinstance(result, dict):
             is_let = result.get("authorized") is True and isinstance(result.get("report_until"), str)
             return None if is_let else told
         if told.get("status") == "error":
             return told
-        raise RuntimeUnreachable("the server's answer cannot be read", action_id=call.action_id)
+        raise _unreadable(call)
 
     def _rejected(self, attempt: RemoteAttempt, reason: str) -> Generator[Wait, object, CallRefused]:
         found: list[CallRefused] = []
@@ -368,6 +368,11 @@ class RemoteCalls:
     def _ended(self, call: ToolCall) -> SessionEnded:
         reason = f"session {self._subject.session_id} is over; start a new one"
         return SessionEnded(reason, action_id=call.action_id)
+
+
+def _unreadable(call: ToolCall) -> CallRefused:
+    """The server did answer: it may have run the action itself, so nothing runs here in its stead."""
+    return CallRefused("the server's answer cannot be read", action_id=call.action_id, code="server_error")
 
 
 def _done(work: Callable[[], None]) -> bool:

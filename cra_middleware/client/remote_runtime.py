@@ -328,6 +328,8 @@ class RemoteRuntime(Runtime):
 
     def _let_go(self) -> None:
         forget(self)
+        if any(session.is_busy for session in self._opened()):
+            return  # a tool of another thread still runs: its outcome has to be told, and that its session has ended
         self._worker.close()
         self._connection.close()
 

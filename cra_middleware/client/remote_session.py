@@ -34,6 +34,8 @@ from cra_middleware.trace.event import Event
 from cra_middleware.trace.profiles import read
 
 _PAGE = 1000
+_PATIENCE_SECONDS = 10.0
+"""How long a server that did not answer is not asked again about what a model may be shown."""
 _NDJSON = "application/x-ndjson"
 
 _logger = logging.getLogger("cra_middleware")
@@ -76,7 +78,7 @@ class RemoteSession(Session):
         self._children: list[RemoteSession] = []
         self._outcomes = Outcomes(link.connection, link.worker, session_id)
         self._offline = None if link.spool is None else Offline(link.spool, session_id, facts, goal)
-        self._resolution = resolution
+        self._ask_again = 0.0
         self._take(resolution)
         subject = Subject(session_id, resolution.trace_id, facts.agent_id)
         self._calls = RemoteCalls(
@@ -199,11 +201,12 @@ class RemoteSession(Session):
         tools = self._link.tools.now
         if tools.observing:
             return True
-        try:
-            resolution = self.resolution
-        except CallRefused:  # what a model is shown decides nothing: the call itself is decided at the server
-            resolution = self._resolution
-        return action_id in tools.actions and action_id not in out_of_reach(resolution)
+        if time.monotonic() >= max(self._expires, self._ask_again):
+            try:
+                self.resolve()
+            except CallRefused:  # what a model is shown decides nothing: the call itself is decided at the server
+                self._ask_again = time.monotonic() + _PATIENCE_SECONDS
+        return action_id in tools.actions and action_id not in out_of_reach(self._resolution)
 
     def note(self, error_code: str, message: str, **details: object) -> None:
         """Record ``error.occurred``: something about the session itself, not about a call.

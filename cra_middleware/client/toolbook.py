@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -11,10 +12,12 @@ from cra_middleware.atlas.lock import Lock
 from cra_middleware.carp.call import Target, ToolCall
 from cra_middleware.client.connection import Connection
 from cra_middleware.client.refusals import refusal_of
-from cra_middleware.errors import RuntimeUnreachable
+from cra_middleware.errors import CallRefused, RuntimeUnreachable
 
 FRESH_SECONDS = 30.0
 """How long what is known counts without asking whether it has changed."""
+
+_logger = logging.getLogger("cra_middleware")
 
 
 class Tools(NamedTuple):
@@ -115,8 +118,8 @@ class ToolBook:
     def _renew_quietly(self) -> None:
         try:
             self.renew()
-        except RuntimeUnreachable:  # whether the calls themselves are refused for it, each of them finds out
-            return
+        except CallRefused as error:  # the calls themselves find out
+            _logger.warning("whether tools stand for something else now is not known: %s", error.reason)
 
 
 def _read(body: Mapping[str, object]) -> Tools:

@@ -31,13 +31,13 @@ def execute_body(call: ToolCall, session_id: str, agent_id: str) -> bytes:
     """
     request_id = new_id()
     told: dict[str, object] = {
-        "action_id": call.action_id,
+        "action_id": _name(call.action_id),
         "parameters": orjson.Fragment(parameters_of(call)),
         "idempotency_key": request_id,
-        "tool_name": call.tool_name[:255],
-        "tool_call_id": call.tool_call_id,
-        "agent_name": call.agent_name,
-        "distrust": None if call.distrust is None else call.distrust[:MAX_REASON],
+        "tool_name": _name(call.tool_name),
+        "tool_call_id": _name(call.tool_call_id),
+        "agent_name": _name(call.agent_name),
+        "distrust": _name(call.distrust, MAX_REASON),
     }
     return orjson.dumps(
         {
@@ -55,11 +55,11 @@ def reject_body(call: ToolCall, session_id: str, reason: str) -> dict[str, objec
     """``POST /v1/executions/reject``."""
     told = {
         "session_id": session_id,
-        "action_id": call.action_id,
-        "tool_name": call.tool_name[:255],
-        "tool_call_id": call.tool_call_id,
-        "agent_name": call.agent_name,
-        "reason": reason[:MAX_REASON] or "refused",
+        "action_id": _name(call.action_id),
+        "tool_name": _name(call.tool_name) or "tool",
+        "tool_call_id": _name(call.tool_call_id),
+        "agent_name": _name(call.agent_name),
+        "reason": _name(reason, MAX_REASON) or "refused",
     }
     return {key: value for key, value in told.items() if value not in (None, "")}
 
@@ -91,6 +91,11 @@ def json_of(value: Mapping[str, object], name: str) -> orjson.Fragment:
         return orjson.Fragment(json.dumps(dict(value), allow_nan=False, ensure_ascii=False).encode())
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{name} cannot be sent: it is no JSON ({type(error).__name__})") from error
+
+
+def _name(text: str | None, most: int = 255) -> str | None:
+    """A text as a message can carry it: short, and without half a letter."""
+    return None if text is None else text[:most].encode("utf-8", "replace").decode()
 
 
 def _plain(value: object) -> object:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -82,7 +82,7 @@ def test_slow(serve: Any) -> None:
         session = runtime.session("bot", "Help")
         served.freeze()
         began = time.monotonic()
-        with pytest.raises(RuntimeUnreachable, match="Try|again|reached"):
+        with pytest.raises(RuntimeUnreachable, match="not to be reached"):
             session.call("ticket.get", never)
         assert time.monotonic() - began < 2
         served.thaw()
@@ -238,7 +238,7 @@ class _Nonsense(http.server.BaseHTTPRequestHandler):
     """Answers as no such server does."""
 
     answer: tuple[int, dict[str, str], bytes] = (200, {}, b"")
-    asked: list[str] = []
+    asked: ClassVar[list[str]] = []
 
     def _any(self) -> None:
         type(self).asked.append(self.path)
@@ -294,14 +294,14 @@ def test_what_is_no_server_of_ours(nonsense: Any, answer: tuple[int, dict[str, s
 )
 def test_addresses(url: str) -> None:
     """What is no address, or holds a secret, is refused; the message holds none."""
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(ValueError, match="url") as refused:
         Runtime.connect(url)
     assert "secret" not in str(refused.value)
 
 
 def test_a_key_that_cannot_be_sent() -> None:
     """It would be two headers."""
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(ValueError, match="api_key") as refused:
         Runtime.connect("http://127.0.0.1:1", api_key="secret\r\nX-Other: 1")
     assert "secret" not in str(refused.value)
 
@@ -321,8 +321,9 @@ def test_a_certificate_that_nobody_vouches_for(tmp_path: Path) -> None:
 
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-        + ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", certificate],
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost "
+        f"-addext subjectAltName=DNS:localhost -keyout {key} -out {certificate}",
+        shell=True,
         check=True,
         capture_output=True,
     )

@@ -272,3 +272,27 @@ def test_a_cancelled_wait(served: Served, runtime: Runtime) -> None:
 
 async def _fails() -> None:
     raise AssertionError("it ran")
+
+
+@pytest.mark.parametrize("name", ["", "\ud800", "x" * 300], ids=["empty", "half a letter", "long"])
+def test_names_that_cannot_be_sent(runtime: Runtime, name: str) -> None:
+    """A framework's odd names cost no call, and let none run that is not allowed."""
+    with runtime.session("bot", "Help") as session:
+        call = session.freeze("ticket.get", name or "tool", {})._replace(tool_call_id=name, agent_name=name)
+        assert session.run(call, lambda: 1) == 1
+        with pytest.raises(CallRefused):
+            session.run(call._replace(action_id=name), never)
+
+
+def test_closed_while_a_tool_runs(served: Served) -> None:
+    """The runtime is closed by another thread: the outcome is told all the same, and then the end."""
+    runtime = served.connect()
+    session = runtime.session("bot", "Help")
+
+    def tool() -> int:
+        runtime.close()
+        return 1
+
+    assert session.call("ticket.get", tool) == 1
+    until(lambda: served.events(session.id)[-1][0] == "session.ended")
+    assert served.outcomes(session.id) == [("action.executed", "ticket.get")]

@@ -25,10 +25,11 @@ class AtAServer(CreateAgent):
 
 
 CASES = adapter_contract(AtAServer())
+QUICK = {"deny-async", "approval_used_once-async", "pause_over_restart-async", "sink_fails-async", "nested_agent-async"}
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[] if case.mode == "async" else pytest.mark.slow) for case in CASES], ids=str
+    "case", [pytest.param(case, marks=[] if str(case) in QUICK else pytest.mark.slow) for case in CASES], ids=str
 )
 def test_contract(case: ContractCase, tmp_path: Path) -> None:
     case.check(tmp_path, RemoteWorkbench)

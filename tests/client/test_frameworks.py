@@ -118,7 +118,7 @@ def test_a_yes_that_the_agents_side_gives_is_none(served: Served, runtime: Runti
 @pytest.mark.parametrize(
     ("example", "told"),
     [
-        ("01_decorator.py", "never-delete"),
+        pytest.param("01_decorator.py", "never-delete", marks=pytest.mark.slow),
         ("02_approvals.py", "251.00 waits for a person"),
         ("quickstart.py", "2 tickets are there, 0.00 was refunded"),
     ],
