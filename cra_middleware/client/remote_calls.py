@@ -193,7 +193,7 @@ class RemoteCalls:
             why = f"the arguments cannot be recorded: {call.problem}" if call.problem is not None else _UNSEEN
             raise (yield from self._rejected(attempt, why))
         try:
-            body = execute_body(call, self._subject.session_id, self._subject.agent_id)
+            asked = execute_body(call, self._subject.session_id, self._subject.agent_id)
         except (TypeError, ValueError, RecursionError) as error:
             raise (
                 yield from self._rejected(attempt, f"the arguments cannot be sent ({type(error).__name__})")
@@ -202,7 +202,7 @@ class RemoteCalls:
 
         def work() -> None:
             self._outcomes.tell()  # what came before is in the trace before
-            answers.append(self._connection.ask("POST", "/v1/execute", body))
+            answers.append(self._connection.ask("POST", "/v1/execute", asked.data))
 
         waited = yield Wait(work)
         if isinstance(waited, Raised) and not answers:
@@ -211,7 +211,7 @@ class RemoteCalls:
             attempt.operation.end("denied", type(waited.error).__name__)
             raise waited.error
         try:
-            result = self._understood(attempt, answers[0])
+            result = self._understood(attempt, asked.request_id, answers[0])
         except ApprovalRequired as refusal:
             attempt.operation.decided(Ask(refusal.policy_id or "default", refusal.reason))
             if _OPAQUE in call.text:
@@ -236,13 +236,13 @@ class RemoteCalls:
             raise ActionDenied(reason, action_id=call.action_id, code="arguments_changed")
         return result
 
-    def _understood(self, attempt: RemoteAttempt, reply: Reply) -> dict[str, object] | None:
+    def _understood(self, attempt: RemoteAttempt, request_id: str, reply: Reply) -> dict[str, object] | None:
         call = attempt.call
         if reply.problem is not None:
             raise refusal_of(reply.problem, call.action_id)
         told = reply.json()
         result, execution_id = told.get("result"), told.get("execution_id")
-        if not isinstance(execution_id, str):
+        if not isinstance(execution_id, str) or told.get("request_id") != request_id:
             raise _unreadable(call)
         attempt.execution_id = execution_id
         if told.get("status") == "success" and isinstance(result, dict):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from math import isfinite
+from typing import NamedTuple
 
 import orjson
 
@@ -23,8 +24,16 @@ def now_text() -> str:
     return timestamp_text(SystemClock().wall_us())
 
 
-def execute_body(call: ToolCall, session_id: str, agent_id: str) -> bytes:
-    """``POST /v1/execute``; its ids are new, so that only this very body is the same request.
+class Execute(NamedTuple):
+    """What ``POST /v1/execute`` is asked."""
+
+    request_id: str
+    """A new one, so that only this very body is the same request."""
+    data: bytes
+
+
+def execute_body(call: ToolCall, session_id: str, agent_id: str) -> Execute:
+    """The question whether a call may run.
 
     Raises:
         ValueError: when the arguments cannot be sent.
@@ -39,7 +48,7 @@ def execute_body(call: ToolCall, session_id: str, agent_id: str) -> bytes:
         "agent_name": _name(call.agent_name),
         "distrust": _name(call.distrust, MAX_REASON),
     }
-    return orjson.dumps(
+    data = orjson.dumps(
         {
             "carp_version": "1.0",
             "request_id": request_id,
@@ -49,6 +58,7 @@ def execute_body(call: ToolCall, session_id: str, agent_id: str) -> bytes:
             "execution": {key: value for key, value in told.items() if value not in (None, "")},
         }
     )
+    return Execute(request_id, data)
 
 
 def reject_body(call: ToolCall, session_id: str, reason: str) -> dict[str, object]:

@@ -68,6 +68,13 @@ def test_sync(served: Served, runtime: Runtime) -> None:
     assert [event.event_type for event in session.events][-1] == "session.ended"
 
 
+def test_an_outcome_is_told_without_being_asked_for(served: Served, runtime: Runtime) -> None:
+    """It does not wait for the session's next call or its end."""
+    with runtime.session("bot", "Help") as session:
+        session.call("ticket.get", lambda: 1)
+        until(lambda: served.outcomes(session.id) == [("action.executed", "ticket.get")])
+
+
 def test_async(served: Served, runtime: Runtime) -> None:
     """A coroutine function, many at a time, on one loop that is never blocked by the network."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -139,3 +140,21 @@ def test_examples(serve: Any, example: str, told: str) -> None:
     assert done.returncode == 0, done.stderr
     assert told in done.stdout
     assert "INTACT" in done.stdout
+
+
+def test_the_page(serve: Any) -> None:
+    """The Python block of the page about HTTP mode runs, and prints what it says."""
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/http.md").read_text(), re.DOTALL)
+    served: Served = serve(ROOT / "examples/atlases/support", keyed="open")
+    done = subprocess.run(
+        [sys.executable, "-c", block.replace("http://127.0.0.1:8420", served.url)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second, third = done.stdout.splitlines()
+    assert first == "T-42: my lamp arrived broken"
+    assert "never-delete" in second
+    assert third.startswith("INTACT, SEALED")

@@ -76,7 +76,7 @@ def test_sessions(served: Served, runtime: Runtime) -> None:
     assert served.events(child.id)[0][1]["metadata"]["parent_session_id"] == session.id
     assert served.events(open_child.id)[-1][0] == "session.ended"
     for wrong in ({"atlas_ids": ["com.example.other"]}, {"context": {"a": object()}}, {"session_id": "x"}):
-        with pytest.raises(ValueError, match="loaded|JSON|UUID"):
+        with pytest.raises(ValueError, match=r"loaded|JSON|UUID"):
             runtime.session("bot", "Help", **wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="goal"):
         runtime.session("bot", "")
