@@ -11,6 +11,7 @@ import random
 import ssl
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -110,7 +111,7 @@ class Connection:
         path: str,
         body: Mapping[str, object] | bytes | None = None,
         *,
-        query: Mapping[str, str] | None = None,
+        query: dict[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
         again: bool = True,
     ) -> Reply:
@@ -153,7 +154,7 @@ class Connection:
         raise RuntimeUnreachable(f"the server that decides is not to be reached ({why})")
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Let go of the connections. What is asked later gets one of its own: traces are read after the end, too."""
         self._client.close()
 
     def _connected(self) -> httpx.Client:
@@ -171,15 +172,14 @@ class Connection:
         method: str,
         path: str,
         data: bytes | None,
-        query: Mapping[str, str] | None,
+        query: dict[str, str] | None,
         headers: Mapping[str, str],
         left: float,
     ) -> Reply | None:
         """One try; None when what came is no answer of a server of ours."""
         timeout = httpx.Timeout(left, connect=min(left, _CONNECT_SECONDS))
-        response = self._client.request(
-            method, path, content=data, params=None if query is None else dict(query), headers=headers, timeout=timeout
-        )
+        with self._connected() if self._client.is_closed else nullcontext(self._client) as client:
+            response = client.request(method, path, content=data, params=query, headers=headers, timeout=timeout)
         status, answered = response.status_code, response.content
         if len(answered) > MAX_ANSWER_BYTES:
             return None

@@ -99,7 +99,7 @@ class Questions:
         method: str,
         path: str,
         body: Mapping[str, object] | None = None,
-        query: Mapping[str, str] | None = None,
+        query: dict[str, str] | None = None,
         *,
         again: bool = False,
     ) -> Reply:

@@ -80,6 +80,7 @@ class RemoteRuntime(Runtime):
         self._remote: dict[str, RemoteSession] = {}
         self._kept: set[str] = set()
         self._crowded = 64
+        self._is_closed = False
         if self._spool is not None:
             self._spool.seal_left_behind()
             self._worker.begin()
@@ -171,6 +172,7 @@ class RemoteRuntime(Runtime):
             SinkError: when the server cannot begin the trace.
             ValueError: when an argument is not usable, or changes a fact of the parent.
         """
+        self._check_open()
         wanted = parent or current_session()
         above = self._remote.get(wanted.id) if wanted is not None and wanted.is_open else None
         if parent is not None and above is None:
@@ -239,6 +241,7 @@ class RemoteRuntime(Runtime):
         known = self._remote.get(session_id)
         if known is not None and known.is_open:
             return known
+        self._check_open()
         if not is_id(session_id):
             raise SinkError("a session id is a lower-case UUID")
         reply = self._connection.ask("GET", f"/v1/sessions/{session_id}")
@@ -326,7 +329,12 @@ class RemoteRuntime(Runtime):
         self._worker.begin()
         self._worker.soon(partial(_done, work))
 
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise SinkError("the runtime is closed")
+
     def _let_go(self) -> None:
+        self._is_closed = True
         forget(self)
         if any(session.is_busy for session in self._opened()):
             return  # a tool of another thread still runs: its outcome has to be told, and that its session has ended

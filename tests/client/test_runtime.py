@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cra_middleware import ApprovalError, ApprovalRequired, CallRefused, Runtime, current_session, governed
+from cra_middleware import ApprovalError, ApprovalRequired, CallRefused, Runtime, SinkError, current_session, governed
 from cra_middleware._ids import new_id
 from cra_middleware.client.remote_runtime import AtServerError, RemoteRuntime
 from cra_middleware.client.remote_session import RemoteSession
@@ -184,6 +184,10 @@ def test_close_keeps_what_waits(served: Served) -> None:
         kept = runtime.session("bot", "Help", keep=True)
         with pytest.raises(ApprovalRequired):
             waiting.call("refund.create", lambda: None)
+    for closed in (lambda: runtime.session("bot", "Help"), lambda: runtime.resume(kept.id)):
+        with pytest.raises(SinkError, match="closed"):
+            closed()
+    assert other.verify().sealed
     last = {session.id: served.events(session.id)[-1][0] for session in (waiting, other, kept)}
     assert last[other.id] == "session.ended"
     assert "session.ended" not in (last[waiting.id], last[kept.id])
