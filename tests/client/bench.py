@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Mapping
 from types import TracebackType
@@ -21,13 +20,14 @@ from cra_middleware.server.sqlite_book import SqliteBook
 from cra_middleware.testing.stand_ins import FailingSink
 from cra_middleware.testing.workbench import ATLAS, Workbench
 from cra_middleware.trace.sinks.jsonl import JsonlSink
+from tests.client.served import listen
 
 
 class _Serving:
     """A real server in a thread, over real sockets."""
 
     def __init__(self, app: Any) -> None:
-        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._socket = listen()
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         self._server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, ws="none"))
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)

@@ -54,6 +54,15 @@ def atlas(**parts: Any) -> dict[str, Any]:
     return {**base, "policies": [*base["policies"], ASKED, LIMITED], **parts}
 
 
+def listen(port: int = 0) -> socket.socket:
+    """A socket to listen on; asyncio sends without delay only where it is told that this is TCP."""
+    made = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.bind(("127.0.0.1", port))
+    made.listen(128)
+    return made
+
+
 class Served:
     """One server."""
 
@@ -70,7 +79,7 @@ class Served:
         self._keyed = keyed
         self._timeout = timeout
         self._texts: dict[str, str] = {}
-        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._socket = listen()
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         self._process: Any = None
         if keyed == "keys":
@@ -108,7 +117,7 @@ class Served:
 
     def back(self) -> None:
         """Somebody does again."""
-        self._socket = socket.create_server(("127.0.0.1", int(self.url.rpartition(":")[2])))
+        self._socket = listen(int(self.url.rpartition(":")[2]))
         self.start()
 
     def close(self) -> None:
