@@ -12,7 +12,7 @@ from cra_middleware._canonical import canonical, digest
 from cra_middleware.atlas.globs import glob
 from cra_middleware.atlas.loader import Atlas
 from cra_middleware.atlas.redactions import Argument, Forms, Pointed, parse_personal, parse_redaction
-from cra_middleware.carp.call import Target, ToolCall
+from cra_middleware.carp.call import Target, ToolCall, find_target
 from cra_middleware.carp.limits import CostFunctions
 from cra_middleware.carp.resolver import DefaultDecision, Resolver
 from cra_middleware.trace.redact import Redactor, Rule
@@ -66,19 +66,8 @@ class Epoch:
         actions: Mapping[str, str] | None = None,
         server: str | None = None,
     ) -> Target:
-        """What a tool stands for: as ``actions`` or the Atlases map it, as it declares itself, or its own name.
-
-        Of a tool on a ``server`` that the operator named, the key ``server/tool`` comes first; and one that has a slash
-        in its own name has no other key: it must not get at what is meant for another server.
-        """
-        if actions is not None and tool_name in actions:
-            return Target(actions[tool_name])
-        if server is not None:
-            qualified = f"{server}/{tool_name}"
-            mapped = self.resolver.mapped(qualified, framework)
-            if mapped is not None or "/" in tool_name:
-                return mapped or Target(declared or qualified)
-        return self.resolver.mapped(tool_name, framework) or Target(declared or tool_name)
+        """What a tool stands for, as ``find_target`` says."""
+        return find_target(lambda name: self.resolver.mapped(name, framework), tool_name, declared, actions, server)
 
     def distrust(self, source: str, name: str, described: Callable[[], str]) -> str | None:
         """Why a tool is not one that was looked at, as the Atlases' locks say; ``described`` gives its digest."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from datetime import date, time
 from enum import Enum
@@ -181,6 +181,28 @@ class Target(NamedTuple):
                 raise TypeError(f"two arguments of {tool_name} would have one name in {self.action_id}")
             arguments = renamed
         return ToolCall.freeze(self.action_id, tool_name, arguments, tool_call_id)
+
+
+def find_target(
+    mapped: Callable[[str], Target | None],
+    tool_name: str,
+    declared: str | None,
+    actions: Mapping[str, str] | None,
+    server: str | None,
+) -> Target:
+    """What a tool stands for: as ``actions`` or the Atlases map it, as it declares itself, or its own name.
+
+    Of a tool on a ``server`` that the operator named, the key ``server/tool`` comes first; and one that has a slash in
+    its own name has no other key: it must not get at what is meant for another server.
+    """
+    if actions is not None and tool_name in actions:
+        return Target(actions[tool_name])
+    if server is not None:
+        qualified = f"{server}/{tool_name}"
+        target = mapped(qualified)
+        if target is not None or "/" in tool_name:
+            return target or Target(declared or qualified)
+    return mapped(tool_name) or Target(declared or tool_name)
 
 
 def _check_names(*names: object) -> None:

@@ -276,13 +276,14 @@ class RemoteRuntime(Runtime):
         *,
         actions: Mapping[str, str] | None = None,
         declared: str | None = None,
+        server: str | None = None,
     ) -> Target:
         """What a tool stands for, as ``Runtime.target_for``, by the server's Atlases of at most a minute ago.
 
         Raises:
             CallRefused: when nothing was ever heard of them.
         """
-        return self._tools.now.target_for(tool_name, framework, declared, actions)
+        return self._tools.now.target_for(tool_name, framework, declared, actions, server)
 
     def argument_policies(self) -> tuple[str, ...]:
         """The policies that only a call's arguments can decide; what a tool is shown must be what they are shown.

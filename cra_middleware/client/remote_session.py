@@ -186,11 +186,21 @@ class RemoteSession(Session):
         """
         return self._calls.reject(call, reason)
 
+    def would_wait(self, call: ToolCall) -> bool:
+        """Never: a server is asked by the call itself, which is then told to wait."""
+        return False
+
     def target_for(
-        self, tool_name: str, framework: str, *, actions: Mapping[str, str] | None = None, declared: str | None = None
+        self,
+        tool_name: str,
+        framework: str,
+        *,
+        actions: Mapping[str, str] | None = None,
+        declared: str | None = None,
+        server: str | None = None,
     ) -> Target:
         """What a tool stands for, as ``Runtime.target_for`` says."""
-        return self._link.tools.now.target_for(tool_name, framework, declared, actions)
+        return self._link.tools.now.target_for(tool_name, framework, declared, actions, server)
 
     def distrust(self, source: str, tool_name: str, described: Callable[[], str]) -> str | None:
         """Why a tool is not one that was looked at, as ``atlas.lock`` says; ``described`` gives its digest."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from cra_middleware.atlas.lock import Lock
-from cra_middleware.carp.call import Target, ToolCall
+from cra_middleware.carp.call import Target, ToolCall, find_target
 from cra_middleware.client.connection import Connection
 from cra_middleware.client.refusals import refusal_of
 from cra_middleware.errors import CallRefused, RuntimeUnreachable
@@ -31,16 +31,20 @@ class Tools(NamedTuple):
     observing: bool
 
     def target_for(
-        self, tool_name: str, framework: str, declared: str | None, actions: Mapping[str, str] | None = None
+        self,
+        tool_name: str,
+        framework: str,
+        declared: str | None,
+        actions: Mapping[str, str] | None = None,
+        server: str | None = None,
     ) -> Target:
         """What a tool stands for, as ``Runtime.target_for`` says."""
-        if actions is not None and tool_name in actions:
-            return Target(actions[tool_name])
-        for section in dict.fromkeys((framework, "any")):
-            target = self.maps.get(section, {}).get(tool_name)
-            if target is not None:
-                return target
-        return Target(declared or tool_name)
+        sections = [self.maps.get(section, {}) for section in dict.fromkeys((framework, "any"))]
+
+        def mapped(name: str) -> Target | None:
+            return next((section[name] for section in sections if name in section), None)
+
+        return find_target(mapped, tool_name, declared, actions, server)
 
     def freeze(self, action_id: str, tool_name: str, arguments: Mapping[str, object]) -> ToolCall:
         """The call of a function as an action, or as a tool that the Atlases map to one.
@@ -54,7 +58,7 @@ class Tools(NamedTuple):
 
     def distrust(self, source: str, tool_name: str, described: Callable[[], str]) -> str | None:
         """Why a tool is not one that was looked at; ``described`` gives its digest."""
-        return self.lock.problem(source, tool_name, described()) if source in self.lock.tools else None
+        return self.lock.problem(source, tool_name, described()) if self.lock.holds(source) else None
 
 
 class ToolBook:

@@ -17,7 +17,8 @@ import uvicorn
 from cra_middleware import Runtime
 from cra_middleware._clock import SystemClock
 from cra_middleware.server.access import Role, make_key
-from cra_middleware.server.assembly import assemble, open_keys, state_folder
+from cra_middleware.server.assembly import assemble
+from cra_middleware.server.places import open_keys, state_folder
 from tests.conftest import manifest
 
 _FORK = multiprocessing.get_context("forkserver")  # one process imports everything, the servers are its forks

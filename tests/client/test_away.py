@@ -205,7 +205,7 @@ def test_a_key_that_does_not_count(serve: Any, caplog: pytest.LogCaptureFixture)
     assert refused.value.code == "forbidden"
     with served.connect("fired", on_unreachable="cached", spool=spool) as runtime:
         session = runtime.session("bot", "Help", keep=True)
-        from cra_middleware.server.assembly import open_keys, state_folder
+        from cra_middleware.server.places import open_keys, state_folder
 
         keys = open_keys(state_folder(served.traces))
         assert keys.revoke("fired", time.time_ns() // 1000)
