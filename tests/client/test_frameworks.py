@@ -144,7 +144,8 @@ def test_examples(serve: Any, example: str, told: str) -> None:
 
 def test_the_page(serve: Any) -> None:
     """The Python block of the page about HTTP mode runs, and prints what it says."""
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/http.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/http.md").read_text(), re.DOTALL)
+    (block,) = (block for block in blocks if "Runtime.connect" in block)
     served: Served = serve(ROOT / "examples/atlases/support", keyed="open")
     done = subprocess.run(
         [sys.executable, "-c", block.replace("http://127.0.0.1:8420", served.url)],
