@@ -152,6 +152,8 @@ class _Where(NamedTuple):
     agent: str | None
     call_id: str | None = None
     approver: _Waiting | None = None
+    is_resumed: bool = False
+    """The run was stopped for a person, and goes on."""
 
 
 class _Gate:
@@ -173,10 +175,15 @@ class _Gate:
             return self.nowhere()
         context = Context.get_step_context()
         agent = await context.store.get("current_agent_name", default=None) or self._agent
-        return _Where(agent, getattr(step.event, "tool_id", None), _Waiting(context) if self._pause else None)
+        approver = _Waiting(context) if self._pause else None
+        is_resumed = any(waiter.waiter_id.startswith(WAITER) for waiter in step.state.collected_waiters)
+        return _Where(agent, getattr(step.event, "tool_id", None), approver, is_resumed)
 
     def prepare(self, tool: GovernedTool, at: _Where, arguments: object) -> GovernedCall:
-        return tool.call(arguments, call_id=at.call_id, agent=at.agent, run=_run_id(), approver=at.approver)
+        run = _run_id()
+        if at.is_resumed and at.call_id is not None:
+            self.point.session(run=run, agent=at.agent, resumed=(at.call_id,))
+        return tool.call(arguments, call_id=at.call_id, agent=at.agent, run=run, approver=at.approver)
 
 
 class _Waiting:
@@ -197,7 +204,7 @@ class _Waiting:
         answer = await self._context.wait_for_event(
             HumanResponseEvent,
             waiter_event=InputRequiredEvent(**shown),
-            waiter_id=f"cra {pending.approval_id}",
+            waiter_id=f"{WAITER}{pending.approval_id}",
             requirements={"approval_id": pending.approval_id},
             timeout=None,
         )
@@ -344,3 +351,7 @@ def describe_tools(found: Any) -> list[tuple[str, str, dict[str, Any] | None]]:
         tool = item if isinstance(item, BaseTool) else FunctionTool.from_defaults(item)
         described.append((tool.metadata.get_name(), tool.metadata.description, tool.metadata.get_parameters_dict()))
     return described
+
+
+WAITER = "cra "
+"""Begins the names under which steps of a workflow wait for a person, stored with the run."""
