@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,11 +54,16 @@ def read_again(report: FileReport) -> Iterator[Line]:
     Raises:
         SinkError: when the file cannot be read.
     """
-    profile = report.sessions[0].profile
-    verdicts = iter(report.sessions)
+    yield from lines_of(trace_lines(Path(report.path)), report.sessions)
+
+
+def lines_of(chunks: Iterable[bytes], sessions: Sequence[Verdict]) -> Iterator[Line]:
+    """Every one of ``chunks``, each a line with its newline, that the verdicts on ``sessions`` are about."""
+    profile = sessions[0].profile
+    verdicts = iter(sessions)
     chains: dict[str, tuple[Verdict, int]] = {}
     key = ""
-    for number, chunk in enumerate(trace_lines(Path(report.path)), 1):
+    for number, chunk in enumerate(chunks, 1):
         line = chunk.removesuffix(b"\n") if len(chunk) <= MAX_LINE_BYTES else b""
         if profile != "cra" and "" not in chains:  # the rule by which the verifier told the sessions apart
             with suppress(MalformedError):

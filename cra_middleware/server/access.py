@@ -195,6 +195,18 @@ class Guard:
         found = self._remembered(prefix)
         if found is None or text[12:13] != "_" or not hmac.compare_digest(_digest(secret), found.digest):
             return None
+        return self._counting(found)
+
+    def known(self, prefix: str) -> Caller | None:
+        """Who the key that begins so speaks for, if it counts now; its secret was shown to us before.
+
+        Raises:
+            ApiKeyError: when the keys cannot be read.
+        """
+        found = None if self._keys is None else self._remembered(prefix)
+        return None if found is None else self._counting(found)
+
+    def _counting(self, found: ApiKey) -> Caller | None:
         now_us = self._now_us()
         if found.revoked_us is not None or (found.expires_us is not None and now_us >= found.expires_us):
             return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cra_middleware._clock import timestamp_text
-from cra_middleware.approvals import Approval, State
+from cra_middleware.approvals import Approval, Pending, State
 from cra_middleware.server.access import Caller
 from cra_middleware.server.faults import Fault
 from cra_middleware.server.host import Host
@@ -60,20 +60,27 @@ class Answering:
             ApprovalError: when it is answered or expired, or another's yes is wanted.
             Fault: when the caller may not answer it.
         """
+        self.check(caller, self.get(caller, approval_id).pending, reply.groups)
+        groups = reply.groups or caller.groups
+        act = self._host.runtime.approvals.approve if approved else self._host.runtime.approvals.reject
+        return act(approval_id, by=caller.name, reason=reply.reason, groups=groups)
+
+    def check(self, caller: Caller, pending: Pending, groups: Sequence[str] = ()) -> None:
+        """Whether the caller may answer this question, in the name of ``groups``.
+
+        Raises:
+            Fault: when it may not.
+        """
         if not caller.is_any("approver"):
             raise Fault("FORBIDDEN", "this key may not answer questions")
-        pending = self.get(caller, approval_id).pending
         if not caller.is_local:
             row = self._host.session_row(pending.session_id)
             is_creator = row is None or row.creator == caller.identity  # nobody answers what nobody knows the asker of
             is_agent = "agent" in caller.roles and caller.may_be(pending.agent_id)
             if is_creator or is_agent or caller.name.casefold() == pending.agent_id.casefold():
                 raise Fault("FORBIDDEN", "who asked may not answer itself")
-            if not set(reply.groups) <= set(caller.groups):
+            if not set(groups) <= set(caller.groups):
                 raise Fault("FORBIDDEN", "this key does not speak for those groups")
-        groups = reply.groups or caller.groups
-        act = self._host.runtime.approvals.approve if approved else self._host.runtime.approvals.reject
-        return act(approval_id, by=caller.name, reason=reply.reason, groups=groups)
 
 
 def as_json(approval: Approval) -> dict[str, object]:

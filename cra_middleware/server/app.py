@@ -26,6 +26,7 @@ from cra_middleware.server.calls import Calls, Executor
 from cra_middleware.server.faults import Fault
 from cra_middleware.server.health import Health
 from cra_middleware.server.host import Host
+from cra_middleware.server.pages import add_pages, open_secret
 from cra_middleware.server.routes_atlases import add_atlases, add_health
 from cra_middleware.server.routes_calls import add_approvals, add_calls
 from cra_middleware.server.routes_sessions import add_sessions
@@ -66,6 +67,7 @@ def create_app(
     disk: Path | None = None,
     limits: Limits | None = None,
     workers: int = WORKERS,
+    page_secret: bytes | None = None,
     extend: Extend | None = None,
 ) -> FastAPI:
     """The application. Started, it tends the host; stopped, it flushes every open session and keeps it.
@@ -80,6 +82,7 @@ def create_app(
         disk: a folder on the disk that traces fill.
         limits: what a request may be.
         workers: threads for what blocks.
+        page_secret: signs what a person's browser is given; left out, one that ends with this process.
         extend: adds endpoints.
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="cra-server")
@@ -93,6 +96,8 @@ def create_app(
     add_traces(routes, service.archive)
     add_atlases(routes, host)
     add_health(routes, service.health)
+    secret = open_secret(None) if page_secret is None else page_secret
+    add_pages(routes, host, service.answering, service.archive, secret)
     if extend is not None:
         extend(service)
 

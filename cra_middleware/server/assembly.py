@@ -22,6 +22,7 @@ from cra_middleware.server.atlas_folder import AtlasFolder
 from cra_middleware.server.book import Book
 from cra_middleware.server.calls import DEFAULT_TIMEOUT_SECONDS, Executor
 from cra_middleware.server.host import IDLE_SECONDS, MAX_OPEN, Host
+from cra_middleware.server.pages import open_secret
 from cra_middleware.server.places import state_folder
 from cra_middleware.server.routing import Limits
 from cra_middleware.server.sqlite_book import SqliteBook
@@ -116,6 +117,7 @@ def assemble(
         counters=counters,
         disk=Path(str(trace)) if is_on_disk else own,
         limits=limits,
+        page_secret=open_secret(own),
         extend=extend,
     )
 

@@ -146,7 +146,7 @@ class Routes:
             loop, known = asyncio.get_running_loop(), None
             if _is_large(request):  # nobody whom we do not know sends us much
                 known = await loop.run_in_executor(self.pool, self.enter, request, rule)
-            data = b"" if request.method == "GET" else await self._body(request, most)
+            data = b"" if request.method == "GET" else await self.body(request, most)
 
             def act() -> Said:
                 caller = known or self.enter(request, rule)
@@ -164,7 +164,12 @@ class Routes:
             said = said_of(fault, request.headers.get("x-request-id"))
         return respond(said, close=data is None)  # what was not read must not be taken for the next request
 
-    async def _body(self, request: Request, most: int) -> bytes:
+    async def body(self, request: Request, most: int) -> bytes:
+        """What was sent, read within the limits.
+
+        Raises:
+            Fault: when it is more than ``most`` bytes, or comes too slowly.
+        """
         length = request.headers.get("content-length", "0")
         if length.isdigit() and int(length[:20]) > most:
             raise Fault("PAYLOAD_TOO_LARGE", f"a body has at most {most} bytes")

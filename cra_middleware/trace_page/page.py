@@ -11,11 +11,12 @@ from functools import partial
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from cra_middleware.lines import Line, read_again
+from cra_middleware.lines import Line, lines_of, read_again
 from cra_middleware.trace.chain import Verdict
 from cra_middleware.trace_page import wording
 from cra_middleware.trace_page.rows import Row, clock, escape, facts_of, pieces_of, plain, rows_of
@@ -63,14 +64,34 @@ class _Session:
         return rows_of(self.lines(), self.verdict.profile)
 
 
+class Stored(NamedTuple):
+    """A verified session that is not in a file of its own."""
+
+    verdict: Verdict
+    chunks: Callable[[], Iterable[bytes]]
+    """Its lines as they are kept, read again each time it is called."""
+
+
+class Frame(NamedTuple):
+    """What a page of one session stands in, where it is a page of a site. The site sends the policy."""
+
+    above: Markup
+    """Before the header."""
+    style: str
+    """Behind the page's own."""
+    note: Markup
+    """Below the header."""
+
+
 def render(
-    reports: Sequence[FileReport],
+    reports: Sequence[FileReport | Stored],
     *,
     made: str,
     version: str,
     unreadable: Sequence[str] = (),
     proofs: Notes | None = None,
     folder_note: str | None = None,
+    frame: Frame | None = None,
 ) -> Iterator[str]:
     """The page about some verified files, as pieces of text; the files are read again while it is rendered.
 
@@ -81,12 +102,13 @@ def render(
         unreadable: a sentence for each file that could not be read.
         proofs: what else vouches for a session, by its id. Shown as it is; the browser does not check it.
         folder_note: the signed note of the folder, likewise.
+        frame: of a site, and its own policy: the page then names none.
 
     Raises:
         SinkError: when a file cannot be read any more.
     """
     sessions = [session for report in reports for session in _sessions(report)]
-    script, style = _script(), _part("page.css")
+    script, style = script_text(), style_text() + ("" if frame is None else frame.style)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(plain=plain, raw=_raw_markup, note=_note_markup)
     stream = environment.from_string(_part("page.html.jinja")).stream(
@@ -100,34 +122,56 @@ def render(
         proofs=proofs or {},
         proves=PROVES,
         folder_note=folder_note,
+        frame=frame,
         manifest=Markup(_json(_manifest(sessions, unreadable))),  # JSON in which no < is left
         script=Markup(script),  # a file of ours
         style=Markup(style),  # a file of ours
-        script_hash=_csp_hash(script),
-        style_hash=_csp_hash(style),
+        script_hash=csp_hash(script),
+        style_hash=csp_hash(style),
     )
     stream.enable_buffering(_BUFFERED)
     return stream
 
 
-def _sessions(report: FileReport) -> Iterator[_Session]:
+def style_text() -> str:
+    """The page's style sheet."""
+    return _part("page.css")
+
+
+def script_text() -> str:
+    """The page's script, with what it compares with."""
+    return f"const RULES = {_json(wording.rules())};\n{_part('page.js')}"
+
+
+def csp_hash(text: str) -> str:
+    """The source expression that lets this inline text through (https://www.w3.org/TR/CSP3/#grammardef-hash-source)."""
+    return f"sha256-{b64encode(sha256(text.encode()).digest()).decode()}"
+
+
+def _sessions(report: FileReport | Stored) -> Iterator[_Session]:
     """The sessions of one file; only other profiles have several, and theirs are sorted out in memory."""
+    if isinstance(report, Stored):
+        yield _session(report.verdict, "", lambda: lines_of(report.chunks(), (report.verdict,)))
+        return
     sorted_out: dict[int, list[Line]] = {}
     if len(report.sessions) > 1:
         for line in read_again(report):
             sorted_out.setdefault(id(line.verdict), []).append(line)
 
-    def lines_of(verdict: Verdict) -> Iterable[Line]:
+    def again(verdict: Verdict) -> Iterable[Line]:
         return sorted_out.get(id(verdict), ()) if sorted_out else read_again(report)
 
     for verdict in report.sessions:
-        lines = partial(lines_of, verdict)
-        first = next(iter(lines()), None)
-        fields = first.fields if first is not None and first.fields is not None else {}
-        payload, time = fields.get("payload"), fields.get("timestamp")
-        facts = facts_of(payload) if isinstance(payload, dict) and fields["event_type"] == "session.started" else []
-        started = " ".join(filter(None, clock(time if isinstance(time, str) else "")))
-        yield _Session(verdict, plain(Path(report.path).name), started, tuple(facts), lines)
+        yield _session(verdict, plain(Path(report.path).name), partial(again, verdict))
+
+
+def _session(verdict: Verdict, file: str, lines: Callable[[], Iterable[Line]]) -> _Session:
+    first = next(iter(lines()), None)
+    fields = first.fields if first is not None and first.fields is not None else {}
+    payload, time = fields.get("payload"), fields.get("timestamp")
+    facts = facts_of(payload) if isinstance(payload, dict) and fields["event_type"] == "session.started" else []
+    started = " ".join(filter(None, clock(time if isinstance(time, str) else "")))
+    return _Session(verdict, file, started, tuple(facts), lines)
 
 
 def _overall(sessions: Iterable[_Session], unreadable: Sequence[str]) -> str:
@@ -166,10 +210,6 @@ def _note_markup(text: str) -> Markup:
     return Markup("\n").join(map(_raw_markup, text.removesuffix("\n").split("\n")))
 
 
-def _script() -> str:
-    return f"const RULES = {_json(wording.rules())};\n{_part('page.js')}"
-
-
 def _part(name: str) -> str:
     return files("cra_middleware.trace_page").joinpath(name).read_text(encoding="utf-8")
 
@@ -177,8 +217,3 @@ def _part(name: str) -> str:
 def _json(value: object) -> str:
     """ASCII JSON that closes no element."""
     return json.dumps(value).replace("<", "\\u003c")
-
-
-def _csp_hash(text: str) -> str:
-    """The source expression that lets this inline text through (https://www.w3.org/TR/CSP3/#grammardef-hash-source)."""
-    return f"sha256-{b64encode(sha256(text.encode()).digest()).decode()}"

@@ -12,7 +12,9 @@ import select
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from base64 import b64decode
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 _FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-shm-usage", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--remote-debugging-pipe"),
-    "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
 _SETTLED = """new Promise((done) => {
   const until = Date.now() + 20000;
@@ -95,11 +97,39 @@ class Browser:
         """Load a page from a file."""
         file = self._folder / "page.html"
         file.write_text(page, encoding="utf-8", newline="")
+        self.go(file.as_uri())
+
+    def go(self, address: str) -> None:
+        """Load the page at an address."""
         self._requested.clear()
+        with self.loading():
+            self.call("Page.navigate", url=address)
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """What is done in here loads a page; on leaving, it is there."""
         self._loaded = False
-        self.call("Page.navigate", url=file.as_uri())
+        yield
         if not self._loaded:
             self._until(lambda message: message.get("method") == "Page.loadEventFired")
+
+    def wait_for(self, expression: str, seconds: float = 20.0) -> None:
+        """Wait until an expression in the page is a true one."""
+        until = time.monotonic() + seconds
+        while not self.evaluate(f"Boolean({expression})"):
+            assert time.monotonic() < until, f"{expression} did not come true"
+            time.sleep(0.05)
+
+    def look_like(self, width: int, height: int, scheme: str = "light", scale: float = 1) -> None:
+        """Be a screen of this size, of a person who likes this colour scheme."""
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=False
+        )
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def screenshot(self) -> bytes:
+        """What is on the screen, as PNG."""
+        return b64decode(self.call("Page.captureScreenshot", format="png", captureBeyondViewport=False)["data"])
 
     def evaluate(self, expression: str) -> Any:
         """The value of an expression in the page."""
