@@ -108,13 +108,14 @@ def render(
         SinkError: when a file cannot be read any more.
     """
     sessions = [session for report in reports for session in _sessions(report)]
-    script, style = script_text(), style_text() + ("" if frame is None else frame.style)
+    script = script_text(is_framed=frame is not None)
+    style = style_text() + ("" if frame is None else frame.style)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(plain=plain, raw=_raw_markup, note=_note_markup)
     stream = environment.from_string(_part("page.html.jinja")).stream(
         sessions=sessions,
         states=Counter(session.state for session in sessions),
-        headline=wording.HEADLINES[_overall(sessions, unreadable)],
+        headline=_headlines(frame is not None)[_overall(sessions, unreadable)],
         overall=_overall(sessions, unreadable),
         unreadable=unreadable,
         made=made,
@@ -138,9 +139,13 @@ def style_text() -> str:
     return _part("page.css")
 
 
-def script_text() -> str:
+def script_text(*, is_framed: bool = False) -> str:
     """The page's script, with what it compares with."""
-    return f"const RULES = {_json(wording.rules())};\n{_part('page.js')}"
+    return f"const RULES = {_json(wording.rules(_headlines(is_framed)))};\n{_part('page.js')}"
+
+
+def _headlines(is_framed: bool) -> Mapping[str, str]:
+    return wording.HEADLINES_OF_ONE if is_framed else wording.HEADLINES
 
 
 def csp_hash(text: str) -> str:

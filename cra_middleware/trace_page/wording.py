@@ -7,6 +7,7 @@ missing says nothing. Of a policy that was evaluated, ``type:effect`` is looked 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from cra_middleware.trace.calls import BEGINS, ENDS, JOINS
@@ -132,6 +133,13 @@ HEADLINES = {
     "broken": "Not everything here is intact",
 }
 
+HEADLINES_OF_ONE = {
+    "sealed": "Intact and sealed",
+    "open": "Intact, and not sealed",
+    "broken": "This is not what was recorded",
+}
+"""Where the page is about one session only."""
+
 ODD = (
     *((0x00, 0x1F), (0x7F, 0xA0), (0xAD, 0xAD), (0x34F, 0x34F), (0x600, 0x605), (0x61C, 0x61C), (0x6DD, 0x6DD)),
     *((0x70F, 0x70F), (0x115F, 0x1160), (0x1680, 0x1680), (0x17B4, 0x17B5), (0x180B, 0x180F), (0x2000, 0x200F)),
@@ -142,7 +150,7 @@ ODD = (
 list: what counts as printable differs between versions of Unicode, and both sides must agree."""
 
 
-def rules() -> dict[str, object]:
+def rules(headlines: Mapping[str, str] = HEADLINES) -> dict[str, object]:
     """Everything the page's script needs to fill the same rows."""
     return {
         "begins": BEGINS,
@@ -151,7 +159,7 @@ def rules() -> dict[str, object]:
         "events": EVENTS,
         "facts": FACTS,
         "genesis": GENESIS,
-        "headlines": HEADLINES,
+        "headlines": dict(headlines),
         "joins": JOINS,
         "kinds": sorted(EVENT_TYPES),
         "maxNumber": MAX_NUMBER,

@@ -82,7 +82,8 @@ class Browser:
         self._number = 0
         self._loaded = False
         self._session: str | None = None
-        self._requested: list[str] = []
+        self.requested: list[str] = []
+        """The addresses that the page asked for."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         self.call("Page.enable")
@@ -91,7 +92,7 @@ class Browser:
     def show(self, page: str) -> Shown:
         """Load a page, and wait until its script has told what it found."""
         self.load(page)
-        return Shown(**self.evaluate(_SETTLED), requested=list(self._requested))
+        return Shown(**self.evaluate(_SETTLED), requested=list(self.requested))
 
     def load(self, page: str) -> None:
         """Load a page from a file."""
@@ -101,7 +102,7 @@ class Browser:
 
     def go(self, address: str) -> None:
         """Load the page at an address."""
-        self._requested.clear()
+        self.requested.clear()
         with self.loading():
             self.call("Page.navigate", url=address)
 
@@ -128,8 +129,9 @@ class Browser:
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
     def screenshot(self) -> bytes:
-        """What is on the screen, as PNG."""
-        return b64decode(self.call("Page.captureScreenshot", format="png", captureBeyondViewport=False)["data"])
+        """What is on the screen, as WebP."""
+        self.call("Emulation.setScrollbarsHidden", hidden=True)
+        return b64decode(self.call("Page.captureScreenshot", format="webp", quality=88)["data"])
 
     def evaluate(self, expression: str) -> Any:
         """The value of an expression in the page."""
@@ -161,7 +163,7 @@ class Browser:
                 text, _, self._buffer = self._buffer.partition(b"\0")
                 message: dict[str, Any] = json.loads(text)
                 if message.get("method") == "Network.requestWillBeSent":
-                    self._requested.append(message["params"]["request"]["url"])
+                    self.requested.append(message["params"]["request"]["url"])
                 self._loaded |= message.get("method") == "Page.loadEventFired"
                 if wanted(message):
                     return message

@@ -6,7 +6,7 @@ import re
 from typing import Any
 from urllib.parse import urlencode
 
-from tests.server.conftest import Caller, Served
+from tests.server.serving import Caller, Served
 
 ORIGIN = "http://localhost"
 

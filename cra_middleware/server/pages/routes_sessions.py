@@ -49,7 +49,9 @@ def add_session_pages(hearing: Hearing, face: Face, host: Host, answering: Answe
         lines = partial(host.store.lines, session_id)
         made = moment(host.clock.wall_us())
         text = "".join(render([Stored(verdict, lines)], made=made, version=__version__, frame=frame))
-        return Said(200, text.encode(errors="replace"), policy(style_text() + frame.style, script_text()), HTML)
+        return Said(
+            200, text.encode(errors="replace"), policy(style_text() + frame.style, script_text(is_framed=True)), HTML
+        )
 
     hearing.add("GET", "/sessions", AUDITORS, listed)
     hearing.add("GET", "/sessions/{session_id}", AUDITORS, one)

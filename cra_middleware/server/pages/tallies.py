@@ -39,12 +39,10 @@ class Tally(NamedTuple):
     sessions: int
     since_us: int | None
     """When the first of these sessions began."""
+    are_latest: bool
+    """Whether there are older sessions, which are not looked at."""
     is_whole: bool
     """Whether every one of the latest sessions was read."""
-
-    def times(self, policy_id: str) -> int:
-        """How often a policy fired, whatever it did."""
-        return sum(count for (name, _), count in self.fired.items() if name == policy_id)
 
     def words(self, policy_id: str) -> str:
         """How often it did what."""
@@ -76,6 +74,7 @@ class Tallies:
     def count(self) -> Tally:
         """Count up to now."""
         rows = self._latest()
+        rows, are_latest = rows[:SESSIONS], len(rows) > SESSIONS
         until = time.monotonic() + SECONDS
         fired, called, since_us, sessions = Counter[tuple[str, str]](), Counter[str](), None, 0
         with self._lock:
@@ -88,11 +87,11 @@ class Tallies:
                 called += counted.called
                 sessions += 1
                 since_us = row.created_us
-        return Tally(fired, called, sessions, since_us, sessions == len(rows))
+        return Tally(fired, called, sessions, since_us, are_latest, sessions == len(rows))
 
     def _latest(self) -> Sequence[SessionRow]:
         found: list[SessionRow] = []
-        while len(found) < SESSIONS:
+        while len(found) <= SESSIONS:
             rows, _ = self._host.book.sessions("all", None, _PAGE, len(found))
             found += rows
             if len(rows) < _PAGE:
