@@ -225,7 +225,7 @@ def test_a_person_says_yes(served: Served, ann: Person) -> None:
     assert "Approved: refund.create for bot , by ann ." in told(ann.get(answer.headers["location"]))
     assert "exactly this call, once" in told(ann.get(f"/approvals/{approval_id}"))
     assert bot.execute(session_id, "refund.create", parameters={"amount": 5}).status_code == 200
-    assert "The call has run." in told(ann.get(f"/approvals/{approval_id}"))
+    assert "The call was let run." in told(ann.get(f"/approvals/{approval_id}"))
     assert "approved by ann" in told(ann.get(f"/sessions/{session_id}"))
     assert ann.get("/waiting").json()["waiting"] == []
 
@@ -405,6 +405,13 @@ def test_questions_whose_time_is_over(served: Served, ann: Person, clock: Frozen
     page = ann.get(f"/approvals/{approval_id}")
     assert "Nobody answered in time" in told(page)
     assert 'value="approve"' not in page.text
+    assert ann.answer(approval_id, "approve").status_code == 409
+    _, _, approval_id = asked(served, amount=6)
+    ann.answer(approval_id, "approve")
+    for _ in range(4):
+        clock.advance(seconds=7 * 3600)
+    ann.login(served.key("ann"))
+    assert "The yes counts no more." in told(ann.get(f"/approvals/{approval_id}"))
 
 
 def test_a_link_from_elsewhere_finds_the_login(served: Served, ann: Person) -> None:

@@ -35,6 +35,8 @@ class Card(NamedTuple):
     """Why this person may not say yes; empty when they may."""
     is_long: bool
     is_open: bool
+    is_late: bool
+    """Whether its time is over, for a yes as for an answer."""
 
     @property
     def pending(self) -> Pending:
@@ -57,9 +59,11 @@ def add_approval_pages(hearing: Hearing, face: Face, host: Host, answering: Answ
         except Fault as fault:
             why_not = str(fault)
         row = host.session_row(pending.session_id)
-        is_open = approval.state == "pending" and pending.expires_us > host.clock.wall_us()
+        is_late = pending.expires_us <= host.clock.wall_us()
         is_long = size_of(pending.arguments) > MAX_LETTERS
-        return Card(approval, row.goal if row is not None else "", why_not, _only_no(caller, pending), is_long, is_open)
+        goal = row.goal if row is not None else ""
+        is_open = approval.state == "pending" and not is_late
+        return Card(approval, goal, why_not, _only_no(caller, pending), is_long, is_open, is_late)
 
     def home(turn: Turn) -> Said:
         found = waiting(turn.person)

@@ -15,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
-from cra_middleware.server.access import ANYONE, LOCAL, Caller, Guard
+from cra_middleware.server.access import ANYONE, Caller, Guard
 from cra_middleware.server.faults import Fault, StoreError
 
 SECONDS = 8 * 3600
@@ -28,7 +28,7 @@ class Ticket(NamedTuple):
     """What a cookie says."""
 
     holder: str
-    """The prefix of a key, ``local``, or nothing while nobody is logged in."""
+    """The prefix of a key, or nothing while nobody is logged in."""
     ends_us: int
     nonce: str
 
@@ -70,7 +70,7 @@ class Visits:
 
     def issue(self) -> Ticket:
         """For somebody who has not logged in, or need not."""
-        return self._ticket(LOCAL if self.is_open else "")
+        return self._ticket("")
 
     def cookie(self, ticket: Ticket) -> str:
         """A ticket as the cookie's value."""
@@ -86,7 +86,7 @@ class Visits:
             return None
         if self._now_us() >= ticket.ends_us or ticket.nonce in self._ended:
             return None
-        return ticket if (ticket.holder == LOCAL) is self.is_open else None
+        return ticket
 
     def caller(self, ticket: Ticket | None) -> Caller | None:
         """Who holds a ticket; None when nobody whom we know, or no more."""
