@@ -44,7 +44,8 @@ def tools_from(source: str) -> Tools:
         return Tools("any", "openapi", _each_once(_of_document(rest)))
     if kind == "mcp" and rest:
         return _of_server(rest)
-    return Tools(kind, kind, _each_once(_of_module(source, kind, rest)))
+    framework = kind.replace("-", "_")  # as it is written in the extra's name
+    return Tools(framework, framework, _each_once(_of_module(source, framework, rest)))
 
 
 def _each_once(described: Iterable[Described]) -> tuple[Described, ...]:

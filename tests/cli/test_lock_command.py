@@ -65,3 +65,10 @@ def test_a_document_is_no_tool(folder: Path, cra: Cra) -> None:
     done = cra("atlas", "lock", "atlas", "--from", "openapi:x.yaml")
     assert done.code == 2
     assert "lock the tools themselves" in done.stderr
+
+
+def test_a_framework_may_be_named_as_its_extra(folder: Path, cra: Cra) -> None:
+    """made-up is made_up; the lock knows it by one name."""
+    assert lock(cra, "--yes").code == 0
+    sys.modules.pop("my_tools", None)
+    assert cra("atlas", "lock", "atlas", "--from", "made-up:my_tools:tools", "--check").code == 0

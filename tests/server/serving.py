@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -34,12 +35,15 @@ ASKED = {"policy_id": "ask", "type": "require_approval", "actions": ["refund.cre
 class Served:
     """A server under test, and those who talk to it."""
 
-    def __init__(self, folder: Path, atlas: dict[str, Any], **terms: Any) -> None:
+    def __init__(self, folder: Path, atlas: dict[str, Any] | Path, **terms: Any) -> None:
         self.folder = folder
         self.clock = terms.pop("clock", None)
         self.with_keys = terms.pop("with_keys", True)
         (folder / "atlases").mkdir(parents=True, exist_ok=True)
-        (folder / "atlases" / "tests.json").write_text(json.dumps(atlas))
+        if isinstance(atlas, Path):
+            shutil.copytree(atlas, folder / "atlases" / atlas.name)
+        else:
+            (folder / "atlases" / "tests.json").write_text(json.dumps(atlas))
         self.keys = open_keys(state_folder(folder / "traces"))
         self.terms = terms
         self.texts: dict[str, str] = {}
@@ -147,7 +151,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     """Starts servers in this process."""
     made: list[Served] = []
 
-    def start(atlas: dict[str, Any] | None = None, **terms: Any) -> Served:
+    def start(atlas: dict[str, Any] | Path | None = None, **terms: Any) -> Served:
         folder = terms.pop("folder", tmp_path / f"server{len(made)}")
         made.append(Served(folder, atlas or manifest(), **terms))
         return made[-1]

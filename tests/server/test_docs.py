@@ -9,27 +9,33 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import manifest
-from tests.server.serving import ASKED, Serve, listening
+from tests.server.serving import Serve, listening
 
 pytest.importorskip("uvicorn")
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "http.md"
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "http.md"
 
 
 @pytest.mark.skipif(shutil.which("curl") is None or shutil.which("jq") is None, reason="needs curl and jq")
 def test_the_walk_through(serve: Serve, tmp_path: Path) -> None:
     """A call that runs, one that is denied, one that a person approves; the trace is sealed and verifies."""
-    served = serve(manifest(policies=[*manifest()["policies"], ASKED]), with_keys=False)
+    served = serve(ROOT / "examples/atlases/support", with_keys=False)
     steps = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    assert len(steps) == 6
+    assert len(steps) == 7
     with listening(served) as port:
-        script = f"set -eu\nCRA=http://127.0.0.1:{port}\n" + "\n".join(f"{step}\necho\necho ==" for step in steps)
+        script = f"set -eu\nexport CRA=http://127.0.0.1:{port}\n" + "\n".join(
+            f"{step}\necho\necho ==" for step in steps
+        )
         done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     said = [part.strip() for part in done.stdout.split("==")]
-    assert '"recorded":true' in said[2]
-    assert said[3].startswith("ticket.delete was not run: Never.")
-    assert said[4].split("\n") == ['refund.create {"amount":150}', "approved", "true"]
-    assert said[5] == "INTACT, SEALED"
+    assert '"recorded":true' in said[3]
+    assert said[4].startswith("ticket.delete was not run: Tickets are kept for audit")
+    assert said[5].split("\n") == [
+        'order.cancel {"order_id":"A-1001","reason":"Ordered twice"}',
+        "approved",
+        "true",
+    ]
+    assert said[6] == "INTACT, SEALED"
     lines = (tmp_path / "trace.jsonl").read_text().splitlines()
     assert '"event_type":"session.ended"' in lines[-1]
