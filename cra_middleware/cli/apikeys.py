@@ -14,6 +14,7 @@ from cra_middleware.errors import CRAError
 
 if TYPE_CHECKING:
     from cra_middleware.server.access import ApiKey, Role
+    from cra_middleware.server.postgres_api_keys import PostgresApiKeys
     from cra_middleware.server.sqlite_api_keys import SqliteApiKeys
 
 app = typer.Typer(no_args_is_help=True, help="The keys of a server: make, list and revoke them.")
@@ -24,6 +25,9 @@ Trace = Annotated[
 ]
 State = Annotated[
     str, typer.Option("--state", metavar="DIR", envvar="CRA_STATE", help="The server's own files, if not beside them.")
+]
+Store = Annotated[
+    str, typer.Option("--store", metavar="URL", envvar="CRA_STORE", help="The database that several servers share.")
 ]
 
 
@@ -43,6 +47,7 @@ def create(
     expires: Annotated[str, typer.Option(metavar="TIME", help="From now: 90d, 12h, 30m. Left out: never.")] = "",
     trace: Trace = "",
     state: State = "",
+    store: Store = "",
     format: FormatOption = Format.text,
 ) -> None:
     """Make a key and print it, once: only a digest of it is kept.
@@ -70,7 +75,7 @@ def create(
         )
     except ValueError as error:
         raise stop(error, 2) from None
-    with closing(_keys(trace, state)) as keys:
+    with closing(_keys(trace, state, store)) as keys:
         try:
             keys.add(key)
         except CRAError as error:
@@ -84,7 +89,10 @@ def create(
 
 @app.command(short_help="Make a key count no more.")
 def revoke(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the key.")], trace: Trace = "", state: State = ""
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the key.")],
+    trace: Trace = "",
+    state: State = "",
+    store: Store = "",
 ) -> None:
     """Make a key count no more, within a second, also at a server that runs.
 
@@ -93,7 +101,7 @@ def revoke(
 
     Exit code: 0, 1 when there is no such key that counts, 2 for wrong usage.
     """
-    with closing(_keys(trace, state)) as keys:
+    with closing(_keys(trace, state, store)) as keys:
         try:
             done = keys.revoke(name, SystemClock().wall_us())
         except CRAError as error:
@@ -104,7 +112,7 @@ def revoke(
 
 
 @app.command("list", short_help="See the keys.")
-def list_keys(trace: Trace = "", state: State = "", format: FormatOption = Format.text) -> None:
+def list_keys(trace: Trace = "", state: State = "", store: Store = "", format: FormatOption = Format.text) -> None:
     """List the keys: their names, roles and bounds, never what they are.
 
     \b
@@ -113,7 +121,7 @@ def list_keys(trace: Trace = "", state: State = "", format: FormatOption = Forma
     Exit code: 0, 1 when the keys cannot be read, 2 for wrong usage.
     """
     now_us = SystemClock().wall_us()
-    with closing(_keys(trace, state)) as keys:
+    with closing(_keys(trace, state, store)) as keys:
         try:
             found = [_as_json(key, now_us) for key in keys.listed()]
         except CRAError as error:
@@ -131,12 +139,17 @@ def list_keys(trace: Trace = "", state: State = "", format: FormatOption = Forma
 _LISTS = ("roles", "agent_ids", "atlas_ids", "groups")
 
 
-def _keys(trace: str, state: str) -> SqliteApiKeys:
-    from cra_middleware.server.places import open_keys, state_folder
+def _keys(trace: str, state: str, store: str) -> SqliteApiKeys | PostgresApiKeys:
+    from cra_middleware.server.places import open_keys, open_shared_keys, state_folder
 
-    if not trace and not state:
-        raise stop("name the server's place: --trace PLACE or --state DIR (or set CRA_TRACE or CRA_STATE)", 2)
+    if not trace and not state and not store:
+        wanted = "--trace PLACE, --state DIR or --store URL (or set CRA_TRACE, CRA_STATE or CRA_STORE)"
+        raise stop(f"name the server's place: {wanted}", 2)
+    if store and (trace or state):
+        raise stop("with --store the keys are in that database: leave --trace and --state out", 2)
     try:
+        if store:
+            return open_shared_keys(store)
         return open_keys(state_folder(trace or ".", state or None))
     except CRAError as error:
         raise stop(error, 1) from None

@@ -27,6 +27,22 @@ def serve(
         str,
         typer.Option(metavar="PLACE", envvar="CRA_TRACE", help="A folder, sqlite:FILE or postgresql://…"),
     ] = "",
+    store: Annotated[
+        str,
+        typer.Option(
+            metavar="URL",
+            envvar="CRA_STORE",
+            help="postgresql://…, instead of --trace: keeps traces, approvals, keys and sessions of several servers.",
+        ),
+    ] = "",
+    counters: Annotated[
+        str,
+        typer.Option(
+            metavar="PLACE",
+            envvar="CRA_COUNTERS",
+            help="Where limits are counted, if not beside the traces: redis://…, or a file. Wanted with --store.",
+        ),
+    ] = "",
     host: Annotated[str, typer.Option(metavar="ADDRESS", envvar="CRA_HOST", help="Where to listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="PORT", envvar="CRA_PORT", min=0, max=65_535)] = 8420,
     state: Annotated[
@@ -62,12 +78,14 @@ def serve(
     answers on loopback only, and asks nobody who they are. What agents send and get is in /v1/openapi.yaml.
 
     A changed Atlas is in force within two seconds; a broken one leaves the old one in force, and /v1/health says so.
+    Servers with the same --store and --counters behave as one, behind any balancer; give them the same Atlases.
     SIGTERM answers what is being asked, flushes every open session and keeps it: the next server goes on with it.
 
     \b
     Example:  cra serve --atlas atlases/ --trace traces/
               cra apikeys create bot --role agent --agent '*' --trace traces/
               cra serve --atlas atlases/ --trace traces/ --host 0.0.0.0
+              cra serve --atlas atlases/ --store postgresql://cra@db/cra --counters redis://redis:6379/0
 
     Exit code: 0 when stopped, 1 when the address is in use, 2 for wrong usage.
     """
@@ -76,13 +94,19 @@ def serve(
 
         from cra_middleware.server.access import Tokens
         from cra_middleware.server.assembly import assemble
-        from cra_middleware.server.places import open_keys, state_folder
+        from cra_middleware.server.places import open_keys, open_shared_keys, state_folder
+        from cra_middleware.server.postgres_book import PostgresBook
+        from cra_middleware.stores import open_approvals, open_counters
     except ImportError as error:
         raise stop(f"the server needs more packages: pip install 'cra-middleware[server]' ({error.name})", 2) from None
     if not atlas and not observe:
         raise stop("name the Atlases: --atlas DIR (or set CRA_ATLAS_DIR), or --observe to refuse nothing", 2)
-    if not trace:
-        raise stop("name where traces are kept: --trace PLACE (or set CRA_TRACE)", 2)
+    if not trace and not store:
+        raise stop("name where traces are kept: --trace PLACE (or set CRA_TRACE), or --store URL", 2)
+    if store and (trace or state):
+        raise stop("with --store everything is in that database: leave --trace and --state out", 2)
+    if store and not counters:
+        raise stop("servers that share a store count in one place: --counters redis://… (or set CRA_COUNTERS)", 2)
     for option, value, known in (
         ("--record", record, ("hash", "full")),
         ("--durability", durability, ("write_through", "sync")),
@@ -91,8 +115,8 @@ def serve(
             raise stop(f"{option} is {known[0]} or {known[1]}", 2)
     _log()
     try:
-        own = state_folder(trace, state or None)
-        keys = open_keys(own)
+        own = None if store else state_folder(trace, state or None)
+        keys = open_shared_keys(store) if own is None else open_keys(own)
         tokens: Tokens | None = None
         if jwks:
             from cra_middleware.server.tokens import JwtTokens
@@ -103,8 +127,11 @@ def serve(
             raise stop(f"{host} is not loopback: make a key first (cra apikeys create), or name --jwks", 2)
         app = assemble(
             atlas or [],
-            trace,
+            store or trace,
             state=own,
+            approvals=open_approvals(store) if store else None,
+            counters=open_counters(counters) if counters else None,
+            book=PostgresBook(store) if store else None,
             keys=None if is_open else keys,
             tokens=tokens,
             record=cast(Literal["hash", "full"], record),

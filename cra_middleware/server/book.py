@@ -111,6 +111,10 @@ class Book(Protocol):
         """A claimed request was not answered: it may be made again, or is told the answer that was not final."""
         ...
 
+    def withdraw(self, session_id: str, key: str, approval_id: str) -> None:
+        """An answer that waits for this question counts no more: a person has answered it. Any other stays."""
+        ...
+
     def execution(self, execution_id: str) -> ExecutionRow | None:
         """A call that was let run."""
         ...

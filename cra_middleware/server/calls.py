@@ -157,20 +157,19 @@ class Calls:
             if claim.answer is not None:
                 if claim.answer.digest != digest:
                     raise Fault("IDEMPOTENCY_CONFLICT", "this key was used for another call; take a new one")
-                if not self._is_decided(claim.answer):
+                waits_for = claim.answer.approval_id
+                if waits_for is None or not self._is_decided(waits_for):
                     return claim.answer
-                self._host.book.give_back(session_id, key)  # a person has answered meanwhile: decide again
+                self._host.book.withdraw(session_id, key, waits_for)  # a person has answered meanwhile: decide again
             elif time.monotonic() > until:
                 message = "the same request is still being answered; ask again"
                 raise Fault("IDEMPOTENCY_CONFLICT", message, recoverable=True, retry_after_seconds=1)
             else:
                 time.sleep(0.01)
 
-    def _is_decided(self, answer: Answer) -> bool:
-        if answer.approval_id is None:
-            return False
+    def _is_decided(self, approval_id: str) -> bool:
         try:
-            approval = self._host.runtime.approvals.get(answer.approval_id)
+            approval = self._host.runtime.approvals.get(approval_id)
         except ApprovalError:
             return False
         return approval is None or approval.state != "pending" or self._now_us() >= approval.pending.expires_us
@@ -180,6 +179,8 @@ class Calls:
     ) -> tuple[Answer, ExecutionRow | None]:
         self._check_resolution(session, body.execution.resolution_id)
         call = self._call(session, body.execution, key)
+        if self._host.is_shared:
+            session.refresh()  # a process that died, or could not answer, may have let it run
         before = next((let for let in session.untold if _is_of(let, call)), None)
         if before is not None and self._host.book.execution(before.execution_id) is None:
             return self._let(caller, session, body, before, digest)  # let run by a process that died before it answered

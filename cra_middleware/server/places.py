@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from cra_middleware.errors import CRAError
+from cra_middleware.server.postgres_api_keys import PostgresApiKeys
 from cra_middleware.server.sqlite_api_keys import SqliteApiKeys
-from cra_middleware.sinks_by_name import SQLITE, is_folder
+from cra_middleware.sinks_by_name import POSTGRES, SQLITE, is_folder
 
 STATE = "server"
 """The folder of the server's own files, beside the traces."""
@@ -45,3 +46,15 @@ def open_keys(folder: Path) -> SqliteApiKeys:
         ApiKeyError: when they cannot be read.
     """
     return SqliteApiKeys(folder / "api-keys.db")
+
+
+def open_shared_keys(store: str) -> PostgresApiKeys:
+    """The keys in the database that several servers share.
+
+    Raises:
+        NoPlaceError: when ``store`` names no PostgreSQL database.
+        ApiKeyError: when they cannot be read.
+    """
+    if not store.startswith(POSTGRES):
+        raise NoPlaceError("several servers share a PostgreSQL database: --store postgresql://user@host/name")
+    return PostgresApiKeys(store)

@@ -126,6 +126,13 @@ class SqliteBook:
         with self._file.transaction() as connection:
             connection.execute("DELETE FROM answers WHERE session_id = ? AND key = ?", (session_id, key))
 
+    def withdraw(self, session_id: str, key: str, approval_id: str) -> None:
+        with self._file.transaction() as connection:
+            connection.execute(
+                "DELETE FROM answers WHERE session_id = ? AND key = ? AND approval_id = ?",
+                (session_id, key, approval_id),
+            )
+
     def execution(self, execution_id: str) -> ExecutionRow | None:
         with self._file.transaction(writes=False) as connection:
             row = connection.execute(
