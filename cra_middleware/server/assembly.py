@@ -124,6 +124,6 @@ def assemble(
 
 def _store(trace: str | Path | Sink, signing_key: str | Path | None, shared: bool) -> TraceStore:
     """The sink; a database whose sessions several processes write, where nothing else of the server's is its own."""
-    if shared and isinstance(trace, str) and trace.startswith(POSTGRES):
+    if shared and signing_key is None and isinstance(trace, str) and trace.startswith(POSTGRES):
         return PostgresSink(trace, shared=True)
     return cast(TraceStore, sink_for(trace, signing_key))
