@@ -41,7 +41,9 @@ class Done(NamedTuple):
 
 def cra(*words: str) -> Done:
     """The command line, in this process."""
-    found = CliRunner().invoke(app, list(words), env={"CRA_TRACE": "", "CRA_STATE": "", "CRA_ATLAS_DIR": ""})
+    found = CliRunner().invoke(
+        app, list(words), env={"CRA_TRACE": "", "CRA_STATE": "", "CRA_STORE": "", "CRA_ATLAS_DIR": ""}
+    )
     assert found.exception is None or isinstance(found.exception, SystemExit), found.exception
     return Done(found.exit_code, found.stdout, found.stderr)
 
@@ -142,8 +144,26 @@ def test_without_keys_only_loopback(tmp_path: Path) -> None:
         assert "make a key first" in done.stderr
     wrong = cra("serve", "--atlas", str(tmp_path / "atlases"))
     assert (wrong.returncode, "name where traces are kept" in wrong.stderr) == (2, True)
-    for options in (("--record", "some"), ("--jwks", "http://a.example/keys")):
+    for options in (("--record", "some"), ("--jwks", "http://a.example/keys"), ("--counters", "http://a.example")):
         assert cra("serve", *place, *options).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--store", "postgresql://127.0.0.1:1/none"), "count in one place"),
+        (("--store", "postgresql://127.0.0.1:1/none", "--counters", "c.db", "--trace", "traces"), "leave --trace"),
+        (("--store", "postgresql://127.0.0.1:1/none", "--counters", "c.db", "--state", "own"), "leave --trace"),
+        (("--store", "traces.db", "--counters", "c.db"), "several servers share a PostgreSQL database"),
+        (("--store", "postgresql://u:secret@127.0.0.1:1/none", "--counters", "c.db"), "cannot be used"),
+    ],
+)
+def test_a_store_that_cannot_be_shared(tmp_path: Path, options: tuple[str, ...], said: str) -> None:
+    """Half of what servers share, two places for the same, or none: it says what is wanted, and does not start."""
+    done = cra("serve", "--atlas", str(tmp_path), *options)
+    assert done.returncode == 2
+    assert said in " ".join(done.stderr.split())
+    assert "secret" not in done.stderr
 
 
 @pytest.mark.slow
@@ -192,6 +212,8 @@ def test_keys_on_the_command_line(tmp_path: Path) -> None:
     for wrong in (("--role", "king"), ("--role", "agent"), ("--role", "admin", "--expires", "soon")):
         assert cra("apikeys", "create", "x", *wrong, *place).returncode == 2
     assert cra("apikeys", "list").returncode == 2
+    for wrong in (("--store", "postgresql://127.0.0.1:1/none", *place), ("--store", "keys.db")):
+        assert cra("apikeys", "list", *wrong).returncode in (1, 2)
     listed = cra("apikeys", "list", *place)
     assert "ann" in listed.stdout
     assert told["api_key"][13:] not in listed.stdout
