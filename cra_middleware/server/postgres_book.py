@@ -13,9 +13,10 @@ import json
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, cast
+from queue import LifoQueue
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from cra_middleware._ids import new_id
 from cra_middleware._postgres import Layout, PostgresDatabase
@@ -24,8 +25,10 @@ from cra_middleware.server.book import Answer, BookError, Claim, ExecutionRow, S
 if TYPE_CHECKING:
     from cra_middleware._postgres import Connection
 
+_Result = TypeVar("_Result")
 LEASE_SECONDS = 6.0
 """Shorter than a repeated request waits: whoever asks again after a process died is answered."""
+# Claims need no log: a database that died forgets them, and then no answer is kept that was decided before.
 # What clients name is kept as bytes: a text column holds no NUL and no half letters.
 _FIRST = """
 CREATE TABLE cra_book_sessions (
@@ -41,7 +44,7 @@ CREATE TABLE cra_book_answers (
     session_id bytea NOT NULL, key bytea NOT NULL, digest text NOT NULL, status integer NOT NULL, body bytea NOT NULL,
     approval_id text, retry_after_seconds double precision, at_us bigint NOT NULL, PRIMARY KEY (session_id, key));
 CREATE INDEX cra_book_oldest ON cra_book_answers (at_us);
-CREATE TABLE cra_book_claims (
+CREATE UNLOGGED TABLE cra_book_claims (
     session_id bytea NOT NULL, key bytea NOT NULL, holder text NOT NULL, until timestamptz NOT NULL,
     PRIMARY KEY (session_id, key));
 CREATE INDEX cra_book_held ON cra_book_claims (holder);
@@ -64,18 +67,37 @@ _LATER = "clock_timestamp() + make_interval(secs => %s)"
 class PostgresBook:
     """Safe under threads, and processes of many machines."""
 
-    def __init__(self, conninfo: str, timeout_seconds: float = 5.0, *, lease_seconds: float = LEASE_SECONDS) -> None:
+    def __init__(
+        self,
+        conninfo: str,
+        timeout_seconds: float = 5.0,
+        *,
+        lease_seconds: float = LEASE_SECONDS,
+        connections: int = 4,
+    ) -> None:
         """Connect, and make the tables where there are none.
 
         Args:
             conninfo: ``postgresql://user@host/database`` or ``host=… dbname=…``, as libpq takes it.
             timeout_seconds: how long to wait for a connection, and for another one's lock.
             lease_seconds: for how long a request stays claimed by a process that died.
+            connections: how many threads use the database at once; the others wait.
 
         Raises:
             BookError: when psycopg is not installed, or the database cannot be used.
+            ValueError: when there are no connections.
         """
-        self._database = PostgresDatabase(conninfo, timeout_seconds, _LAYOUT, _failed)
+        if connections < 1:
+            raise ValueError("a book has at least one connection")
+        self._databases: list[PostgresDatabase] = []
+        self._idle: LifoQueue[PostgresDatabase] = LifoQueue()
+        try:
+            for _ in range(connections):
+                self._databases.append(PostgresDatabase(conninfo, timeout_seconds, _LAYOUT, _failed))
+                self._idle.put(self._databases[-1])
+        except BookError:  # those that were opened before must not stay open
+            self._close_all()
+            raise
         self._lease = lease_seconds
         self._name = new_id()
         self._lock = threading.Lock()
@@ -86,7 +108,7 @@ class PostgresBook:
 
     def close(self) -> None:
         self._is_closed.set()
-        self._database.close()
+        self._close_all()
 
     def add_session(self, row: SessionRow) -> bool:
         values = (
@@ -104,7 +126,7 @@ class PostgresBook:
             )
             return done.rowcount == 1
 
-        return self._database.twice(work)
+        return self._do(work)
 
     def session(self, session_id: str) -> SessionRow | None:
         query = f"SELECT {_SESSION} FROM cra_book_sessions WHERE session_id = %s"
@@ -134,7 +156,7 @@ class PostgresBook:
             ).fetchall()
             return rows, cast("int", counted[0][0])
 
-        rows, total = self._database.twice(work)
+        rows, total = self._do(work)
         return [_session(row) for row in rows], total
 
     def claim(self, session_id: str, key: str, digest: str, now_us: int) -> Claim:
@@ -144,7 +166,7 @@ class PostgresBook:
             self._running.add((session_id, key))
         claim = Claim("running")
         try:
-            claim = self._database.twice(lambda connection: self._taken(connection, session_id, key))
+            claim = self._do(lambda connection: self._taken(connection, session_id, key))
         finally:
             if claim.state != "new":
                 self._let_go(session_id, key)
@@ -183,7 +205,7 @@ class PostgresBook:
                     (*(_bytes(text) for text in call[:3]), *call[3:]),
                 )
 
-        self._database.twice(work)
+        self._do(work)
         if is_final:
             self._let_go(session_id, key)
 
@@ -195,7 +217,7 @@ class PostgresBook:
                 connection.execute(f"DELETE FROM cra_book_answers WHERE {_THIS}", names)
 
         try:
-            self._database.twice(work)
+            self._do(work)
         finally:  # where the database is away, the lease runs out
             self._let_go(session_id, key)
 
@@ -259,14 +281,25 @@ class PostgresBook:
         lease = () if is_last else (self._lease,)
         return connection.execute(f"{step} WHERE {_THIS} AND holder = %s", (*lease, *names, self._holder)).rowcount == 1
 
+    def _do(self, work: Callable[[Connection], _Result]) -> _Result:
+        database = self._idle.get()
+        try:
+            return database.twice(work)
+        finally:
+            self._idle.put(database)
+
+    def _close_all(self) -> None:
+        for database in self._databases:
+            database.close()
+
     def _rows(self, query: str, values: tuple[object, ...]) -> list[tuple[object, ...]]:
-        return self._database.twice(lambda connection: connection.execute(query, values).fetchall())
+        return self._do(lambda connection: connection.execute(query, values).fetchall())
 
     def _change(self, statement: str, values: tuple[object, ...]) -> None:
         def work(connection: Connection) -> None:
             connection.execute(statement, values)
 
-        self._database.twice(work)
+        self._do(work)
 
     def _let_go(self, session_id: str, key: str) -> None:
         with self._lock:

@@ -216,7 +216,7 @@ def test_wherever_the_connection_breaks(opened: tuple[str, Open]) -> None:
     parts = psycopg.conninfo.conninfo_to_dict(conninfo)
     proxy = CuttingProxy(parts["host"], int(parts["port"]))
     through = psycopg.conninfo.make_conninfo(conninfo, hostaddr="127.0.0.1", port=proxy.port, sslmode="disable")
-    with closing(proxy), closing(PostgresBook(through, lease_seconds=60)) as book:
+    with closing(proxy), closing(PostgresBook(through, lease_seconds=60, connections=1)) as book:
         for number in range(8):
             proxy.lose_after(number)
             assert book.claim("s1", f"k{number}", "d", 1).state == "new"

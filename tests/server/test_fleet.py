@@ -222,9 +222,11 @@ def test_four_servers_and_one_is_killed(tmp_path: Path) -> None:
         approval_id = asked.json()["error"]["details"]["approval_id"]
         approver = Agent(fleet, ann, 99)
         assert approver.ask("POST", f"/v1/approvals/{approval_id}/approve", {}).status_code == 200
-        refunds: list[int] = []
-        together([lambda a=a: refunds.append(a.execute(shared, "refund.create", amount=5).status_code) for a in agents])
-        assert sorted(refunds) == [200, *[423] * (AGENTS - 1)]
+        refunds: list[httpx.Response] = []
+        together([lambda a=a: refunds.append(a.execute(shared, "refund.create", amount=5)) for a in agents])
+        refused = [answer.json()["error"]["details"]["reason_code"] for answer in refunds if answer.status_code != 200]
+        assert len(refused) == AGENTS - 1
+        assert set(refused) <= {"approval_required", "approval_expired"}  # the second: used while this one was decided
 
         total = AGENTS * CALLS
         approved = {name: approver.events(name, "action.approved") for name in set(names)}
