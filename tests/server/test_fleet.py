@@ -120,7 +120,8 @@ class Agent:
         assert answer.status_code in (200, 201), answer.text
         return str(answer.json()["session_id"])
 
-    def execute(self, session_id: str, action_id: str, **parameters: object) -> httpx.Response:
+    def execute(self, session_id: str, action_id: str, times: int = 1, **parameters: object) -> httpx.Response:
+        """Ask for a call; ``times`` at once, of whatever servers, who must all say the same."""
         key = str(uuid4())
         body = {
             "carp_version": "1.0",
@@ -130,7 +131,10 @@ class Agent:
             "requester": {"agent_id": "bot", "session_id": session_id},
             "execution": {"action_id": action_id, "parameters": parameters},
         }
-        answer = self.ask("POST", "/v1/execute", body)
+        answers: list[httpx.Response] = []
+        together([lambda: answers.append(self.ask("POST", "/v1/execute", body))] * times)
+        answer = answers[0]
+        assert len({given.text for given in answers}) == 1
         with self.fleet.lock:
             self.fleet.statuses[action_id, answer.status_code] += 1
             if answer.status_code == 200:
@@ -139,7 +143,8 @@ class Agent:
 
     def work(self, session_id: str) -> None:
         for number in range(CALLS):
-            answer = self.execute(session_id, ("ticket.get", "ticket.update")[number % 2], n=number)
+            times = 3 if number % 6 == 0 else 1
+            answer = self.execute(session_id, ("ticket.get", "ticket.update")[number % 2], times, n=number)
             if answer.status_code == 200 and number % 4 < 2:
                 report = {"session_id": session_id, "status": "success", "duration_ms": 1}
                 told = self.ask("POST", f"/v1/executions/{answer.json()['execution_id']}/report", report)
