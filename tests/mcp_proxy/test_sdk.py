@@ -17,8 +17,7 @@ import pytest
 from tests.mcp_proxy.conftest import Client as RawClient
 from tests.mcp_proxy.conftest import Proxied, atlas
 
-if os.environ.get("CRA_REQUIRE_SERVICES") != "1":
-    pytest.importorskip("mcp.server.mcpserver", reason="needs the MCP SDK: pip install mcp")
+pytest.importorskip("mcp.server.mcpserver", reason="needs the MCP SDK: pip install mcp")
 
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters
