@@ -190,7 +190,9 @@ def _is_caught(pid: int, number: int) -> bool:
 def test_a_signal(real: Hook, number: int) -> None:
     """Whoever asks the hook to stop gets a block."""
     process = real.start("codex")
-    while not _is_caught(process.pid, number):  # a Python that has only just started can only die
+    while not _is_caught(
+        process.pid, signal.SIGHUP
+    ):  # the last to be; a Python that has only just started can only die
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(number)

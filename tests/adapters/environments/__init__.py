@@ -5,7 +5,9 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-ADAPTERS = Path(__file__).resolve().parents[3] / "adapters" / "cra_adapters"
+import cra_adapters
+
+ADAPTERS = Path(cra_adapters.__file__).parent
 FRAMEWORKS = {
     "ag2": "ag2",
     "agent_framework": "agent_framework",
