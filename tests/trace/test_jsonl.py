@@ -341,7 +341,8 @@ def test_a_failed_sync(
     before = session._log.durable_events
     with monkeypatch.context() as patch:
         patch.setattr(os, "fdatasync", _no_sync)
-        session.call("ticket.get", lambda: None)
+        with suppress(AuditUnavailable):  # the background may have met the failure already
+            session.call("ticket.get", lambda: None)
         with pytest.raises(SinkError, match="new file cannot be opened"):
             session._log.flush()
         for _ in range(2):
