@@ -91,7 +91,7 @@ class PostgresDatabase:
         try:
             with self.transaction() as connection:
                 return work(connection)
-        except Exception:
+        except Exception:  # a lost connection shows in many ways; the rest is raised
             if not self._is_lost.now:
                 raise
         with self.transaction() as connection:

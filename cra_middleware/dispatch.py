@@ -168,7 +168,7 @@ def _validating(fn: Callable[..., Any]) -> Callable[..., _Bound]:
 
     try:
         return cast("Callable[..., _Bound]", validate_call(bound))
-    except Exception as error:
+    except Exception as error:  # pydantic raises many kinds for hints it cannot read
         raise TypeError(f"{getattr(fn, '__qualname__', fn)} cannot be a tool: {error}") from error
 
 

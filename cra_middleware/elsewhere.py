@@ -62,7 +62,7 @@ class Elsewhere:
 
         try:
             self._recorder.keep_now(told(call, by, error, took_ms, now_us, result_hash), only_if=is_open)
-        except BaseException:
+        except BaseException:  # interrupted, too: the call stays open
             if not self._telling[name]:
                 self._untold.put(call)
             raise

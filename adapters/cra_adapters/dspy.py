@@ -152,7 +152,7 @@ class _Governed(dspy.Tool):
     def _validate_and_parse_args(self, **kwargs: Any) -> dict[str, Any]:
         try:
             return dict(self._inner._validate_and_parse_args(**kwargs))
-        except Exception as error:
+        except Exception as error:  # whatever DSPy refuses the arguments with
             self._call(kwargs).reject(str(error))
             raise
 

@@ -195,7 +195,7 @@ class _Gate:
         try:
             for name, value in arguments.items():
                 got[name] = tool._convert_param(value, sockets[name].type)
-        except Exception as error:
+        except Exception as error:  # a conversion may raise anything: refused
             raise governed.call(arguments, agent=self._agent, run=_run()).reject(
                 f"the framework refused the arguments ({type(error).__name__}: {error})"
             ) from error

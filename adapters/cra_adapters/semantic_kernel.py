@@ -268,7 +268,7 @@ async def _streamed(
         elif own.result is not None:
             pieces.append(value)
             yield own.result
-    except BaseException as error:
+    except BaseException as error:  # whatever ends the stream is its outcome
         opened.raised(error)
         raise
     opened.returned(pieces)

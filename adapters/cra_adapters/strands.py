@@ -107,21 +107,21 @@ class CRAPlugin(Plugin, MultiAgentPlugin):
         Raises:
             RuntimeError: when it cannot be governed, or another plugin of this kind governs it.
         """
-        registry = getattr(agent, "_middleware_registry", None)
-        if not isinstance(registry, MiddlewareRegistry):
+        chain = getattr(agent, "_middleware_registry", None)
+        if not isinstance(chain, MiddlewareRegistry):
             raise RuntimeError(f"{type(agent).__name__} has no middleware registry: its tools cannot be governed")
-        governor = getattr(registry, _MARK, None)
+        governor = getattr(chain, _MARK, None)
         if governor is not None:
             if governor is self:
                 return
             raise RuntimeError("this agent is governed by another CRAPlugin")
-        compose = registry.compose
+        compose = chain.compose
 
         def composed(stage: Any, terminal: Any) -> Any:
             return compose(stage, self._gate(terminal) if stage is ExecuteToolStage else terminal)
 
-        registry.compose = composed  # type: ignore[method-assign]
-        setattr(registry, _MARK, self)
+        chain.compose = composed  # type: ignore[method-assign]
+        setattr(chain, _MARK, self)
         agent.add_middleware(InvokeModelStage.Input, self._prepare_model)
         agent.hooks.add_callback(BeforeInvocationEvent, lambda event: _begin(event.invocation_state, event.agent))
         agent.hooks.add_callback(AfterInvocationEvent, lambda event: self._end(event.invocation_state, event.agent))
@@ -327,7 +327,7 @@ async def _streamed(call: GovernedCall, stream: Callable[[], AsyncIterator[Any]]
             await task
         except CallRefused:
             raise
-        except Exception:
+        except Exception:  # the tool's own, of any kind
             if not seen:  # else the framework has its error result already
                 raise
     finally:

@@ -175,7 +175,7 @@ class Offline:
             session = runtime.session(
                 facts.agent_id, self._goal, facts.risk_tier, metadata={OFFLINE_OF: self._session_id}
             )
-        except BaseException:
+        except BaseException:  # whatever it was, no file may stay open
             runtime.close()
             raise
         _logger.warning(

@@ -105,7 +105,7 @@ def _generating(body: Callable[..., Any], prepare: Callable[[object], GovernedCa
         running = call.begin()
         try:
             yield from body(*args, **kwargs)
-        except BaseException as error:
+        except BaseException as error:  # whatever ends the stream is its outcome
             running.raised(error)
             raise
         running.returned()
@@ -132,7 +132,7 @@ def _streaming(body: Callable[..., Any], prepare: Callable[[object], GovernedCal
         try:
             async for item in body(*args, **given):
                 yield item
-        except BaseException as error:
+        except BaseException as error:  # whatever ends the stream is its outcome
             running.raised(error)
             raise
         running.returned()

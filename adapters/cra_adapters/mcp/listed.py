@@ -18,6 +18,9 @@ from cra_middleware.enforcement import EnforcementPoint, GovernedCall, GovernedT
 
 FRAMEWORK = "mcp"
 
+_CLOSED: dict[str, Any] = {"registry": Registry()}
+"""References lead nowhere: nothing is fetched."""
+
 
 @dataclass(frozen=True)
 class Listing:
@@ -37,7 +40,7 @@ class Listing:
     def objection(self, arguments: object) -> str | None:
         """Why arguments are none that it takes as they are."""
         try:
-            validator = validator_for(self.schema)(dict(self.schema), registry=Registry())  # fetches nothing
+            validator = validator_for(self.schema)(dict(self.schema), **_CLOSED)
             wrong = next(iter(validator.iter_errors(arguments)), None)
         except Exception as error:  # noqa: BLE001  a foreign schema: what cannot be checked is refused
             return f"the schema of the tool cannot be used ({type(error).__name__})"
