@@ -89,7 +89,7 @@ class Calls:
             try:
                 answer, call = self._answered(caller, session, body, key, digest, begun)
                 self._host.book.answer(session.id, key, answer, self._now_us(), call)
-            except BaseException:
+            except BaseException:  # whatever it was, the request may be made again
                 self._host.book.give_back(session.id, key, forget=not begun.is_running)
                 raise
             return answer

@@ -274,7 +274,7 @@ class Host:
         assert isinstance(session, LocalSession)
         try:
             self.book.add_session(row)
-        except BaseException:
+        except BaseException:  # whatever it was, nothing may stay half begun
             session.end("error", "it could not be begun")
             raise
         self.table.put(session)

@@ -244,7 +244,7 @@ class ChainWriter:
                 break
             except MovedError:
                 self._read_on(batch)
-            except BaseException:
+            except BaseException:  # an interrupt, too, leaves unknown whether it was kept
                 if self._is_shared:  # the connection may have broken behind the commit
                     self._unsure.tried(rest, sealed, missed)
                 raise
