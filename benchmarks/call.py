@@ -25,6 +25,7 @@ from typing import Any
 import orjson
 
 from cra_middleware import ActionDenied, Atlas, Runtime, governed
+from cra_middleware.calls.running import CURRENT
 from cra_middleware.trace.sinks.jsonl import JsonlSink
 from cra_middleware.trace.sinks.null import NullSink
 
@@ -100,11 +101,31 @@ def langchain_rows() -> dict[str, Callable[[], object]]:
     return {"langchain_tool_alone": lambda: plain.invoke({"ticket_id": "T-1"})}
 
 
-def measure(rows: dict[str, Callable[[], object]], rounds: int, calls: int) -> dict[str, dict[str, float]]:
-    """Microseconds per call of each row: rows take turns, round by round."""
+def watched(atlas: Atlas) -> dict[str, Runtime]:
+    """Runtimes whose metrics, and whose metrics and spans, somebody takes; none without the SDK."""
+    try:
+        from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+        from opentelemetry.sdk.trace import TracerProvider
+    except ImportError:
+        return {}
+    meters = [MeterProvider([InMemoryMetricReader()]) for _ in range(2)]
+    return {
+        "memory_metrics": Runtime(atlas, trace=Ring(), meter_provider=meters[0]),
+        "memory_metrics_spans": Runtime(
+            atlas, trace=Ring(), meter_provider=meters[1], tracer_provider=TracerProvider()
+        ),
+    }
+
+
+def measure(
+    rows: dict[str, Callable[[], object]], begin: dict[str, Callable[[], None]], rounds: int, calls: int
+) -> dict[str, dict[str, float]]:
+    """Microseconds per call of each row: rows take turns, round by round, each after what ``begin`` has for it."""
     times: dict[str, list[float]] = {name: [] for name in rows}
     for round_number in range(rounds + 1):
         for name, run in rows.items():
+            begin.get(name, _nothing)()
             began = time.perf_counter_ns()
             for _ in range(calls):
                 run()
@@ -136,22 +157,27 @@ def threads(runtime: Runtime, workers: int, calls: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--calls", type=int, default=2000)
+    parser.add_argument("--calls", type=int, default=2000, help="a round; at most 10,000")
     options = parser.parse_args()
     atlas = Atlas.from_dict(ATLAS)
     with tempfile.TemporaryDirectory() as folder:
         sinks: dict[str, Any] = {"memory": Ring(), "jsonl": JsonlSink(folder), "null": NullSink()}
-        runtimes = {name: Runtime(atlas, trace=sink) for name, sink in sinks.items()}
-        sessions = {name: runtime.session() for name, runtime in runtimes.items()}
+        runtimes = {name: Runtime(atlas, trace=sink) for name, sink in sinks.items()} | watched(atlas)
         rows: dict[str, Callable[[], object]] = {"plain_call": lambda: tool(ticket_id="T-1"), "bare_3_events": bare}
-        for name, session in sessions.items():
-            rows[f"allow_{name}"] = _inside(session, call_allowed)
-            rows[f"deny_{name}"] = _inside(session, call_denied)
+        begin: dict[str, Callable[[], None]] = {}
+        for name, runtime in runtimes.items():
+            for row, run in ((f"allow_{name}", call_allowed), (f"deny_{name}", call_denied)):
+                inside = _Inside(runtime, run)
+                rows[row], begin[row] = inside, inside.begin
         rows |= langchain_rows()
-        result = measure(rows, options.rounds, options.calls)
+        result = measure(rows, begin, options.rounds, options.calls)
         floor = result["bare_3_events"]["median"]
         for row in result.values():
             row["ratio_to_bare"] = round(row["median"] / floor, 2)
+        for name in runtimes:
+            for kind in ("allow", "deny"):
+                row = result[f"{kind}_{name}"]
+                row["ratio_to_memory"] = round(row["median"] / result[f"{kind}_memory"]["median"], 2)
         rates = {
             f"{name}_{workers}_threads": round(
                 statistics.median(threads(runtimes[name], workers, options.calls * 4) for _ in range(5))
@@ -179,16 +205,25 @@ def main() -> None:
     print()
 
 
-def _inside(session: Any, run: Callable[[], None]) -> Callable[[], None]:
-    """``run`` with ``session`` current; entering it is part of neither side of a comparison that matters (0.2 µs)."""
-    from cra_middleware.session import CURRENT
+class _Inside:
+    """``run`` with a session current; entering it is part of neither side of a comparison that matters (0.2 µs)."""
 
-    def work() -> None:
-        token = CURRENT.set(session)
-        run()
+    def __init__(self, runtime: Runtime, run: Callable[[], None]) -> None:
+        self._runtime = runtime
+        self._run = run
+
+    def begin(self) -> None:
+        """Open a session for the next round: one that had 10,000 calls refused takes no more."""
+        self._session = self._runtime.session()
+
+    def __call__(self) -> None:
+        token = CURRENT.set(self._session)
+        self._run()
         CURRENT.reset(token)
 
-    return work
+
+def _nothing() -> None:
+    return None
 
 
 def _version(name: str) -> str | None:

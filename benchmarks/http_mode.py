@@ -1,6 +1,8 @@
 """How long a session, a resolution and a call take over HTTP, beside a bare FastAPI echo on the same machine.
 
-    python benchmarks/http_mode.py [--trace DIR|sqlite:FILE|postgresql://…] [--seconds 3] [--clients 1 8] [--json FILE]
+    python benchmarks/http_mode.py [--trace DIR|sqlite:FILE|postgresql://…] [--store URL --counters URL]
+                                   [--seconds 3] [--clients 1 8] [--json FILE]
+    python benchmarks/http_mode.py --sessions 100000    # the server's memory while that many begin and end
 
 Client and server share the machine's cores, so the figures are those of both. The echo parses a body of the same
 size with pydantic and sends it back: what any endpoint costs with this stack.
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import platform
 import socket
 import subprocess
@@ -19,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -167,6 +171,37 @@ async def measure(url: str, step: Step, clients: int, seconds: float) -> dict[st
     }
 
 
+async def many_sessions(url: str, pid: int, wanted: int, clients: int) -> list[dict[str, float]]:
+    """The server's memory after each tenth of ``wanted`` sessions, each begun, called once and ended."""
+    done, rows, began = 0, list[dict[str, float]](), time.perf_counter()
+
+    async def one() -> None:
+        nonlocal done
+        state: dict[str, Any] = {}
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+            while done < wanted:
+                done += 1
+                await create(client, state)
+                await authorise_and_report(client, state)
+                await client.delete(f"/v1/sessions/{state['session_id']}")
+                if done * 10 // wanted > len(rows) - 1:
+                    per_second = done / (time.perf_counter() - began)
+                    rows.append({"sessions": done, "rss_MB": memory_mb(pid), "per_second": round(per_second, 1)})
+                    print(
+                        "{sessions:7} sessions  {rss_MB:6.1f} MB  {per_second:6.1f} /s".format(**rows[-1]), flush=True
+                    )
+
+    rows.append({"sessions": 0, "rss_MB": memory_mb(pid), "per_second": 0.0})
+    await asyncio.gather(*(one() for _ in range(clients)))
+    return rows
+
+
+def memory_mb(pid: int) -> float:
+    """What a process has in memory; Linux only."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -185,21 +220,33 @@ def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
     raise SystemExit("the server did not answer")
 
 
+def versions() -> dict[str, str]:
+    """Of what both sides stand on."""
+    return {name: version(name) for name in ("fastapi", "uvicorn", "uvloop", "httptools", "pydantic", "httpx")}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--trace", default="", help="where the server keeps its traces")
+    parser.add_argument("--store", help="a database for everything that the server keeps, instead of --trace")
+    parser.add_argument("--counters", help="redis://…, beside --store")
+    parser.add_argument("--sessions", type=int, help="begin and end so many, and look at the server's memory instead")
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--json", help="write the figures into this file")
     asked = parser.parse_args()
     figures: dict[str, dict[str, float]] = {}
+    memory: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "atlases").mkdir()
         (folder / "atlases" / "bench.json").write_text(json.dumps(ATLAS))
         ports = free_port(), free_port()
-        trace = asked.trace or str(folder / "traces")
-        serve = ["serve", "--atlas", str(folder / "atlases"), "--trace", trace, "--state", str(folder / "state")]
+        serve = ["serve", "--atlas", str(folder / "atlases")]
+        if asked.store:
+            serve += ["--store", asked.store, *(["--counters", asked.counters] if asked.counters else [])]
+        else:
+            serve += ["--trace", asked.trace or str(folder / "traces"), "--state", str(folder / "state")]
         processes = [
             subprocess.Popen([sys.executable, "-c", ECHO, str(ports[0])]),
             subprocess.Popen([sys.executable, "-m", "cra_middleware", *serve, "--port", str(ports[1])]),
@@ -208,7 +255,10 @@ def main() -> None:
         try:
             for url, process in zip(urls, processes, strict=True):
                 wait_for(url + "/v1/health", process)
-            for clients in asked.clients:
+            if asked.sessions:
+                rows = asyncio.run(many_sessions(urls[1], processes[1].pid, asked.sessions, asked.clients[-1]))
+                memory.extend(rows)
+            for clients in () if asked.sessions else asked.clients:
                 for title, url, step in (
                     ("echo", urls[0], echo),
                     ("session", urls[1], create),
@@ -229,8 +279,10 @@ def main() -> None:
                 process.terminate()
                 process.wait(30)
     if asked.json:
-        machine = {"machine": platform.machine(), "python": platform.python_version(), "trace": asked.trace or "folder"}
-        Path(asked.json).write_text(json.dumps({**machine, "figures": figures}, indent=2) + "\n")
+        machine = {"machine": platform.machine(), "python": platform.python_version()}
+        kept = asked.store or asked.trace or "folder"
+        told = {**machine, "kept": kept, "versions": versions(), "figures": figures, "memory": memory}
+        Path(asked.json).write_text(json.dumps(told, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from cra_middleware.trace.note import Signer
 from cra_middleware.trace.payloads import approved, executed, requested
 from cra_middleware.trace.sinks.jsonl import JsonlSink
 from cra_middleware.trace.sinks.memory import MemorySink
-from cra_middleware.trace.writer import ChainWriter, Entry
+from cra_middleware.trace.writer import ChainWriter, Draft
 
 ID = "01900000-0000-7000-8000-000000000001"
 PAYLOAD = executed("ticket.get", ID, 3, ID)
@@ -46,8 +46,8 @@ def writer_on(sink: JsonlSink | MemorySink) -> ChainWriter:
     return ChainWriter(sink.create(session_id), SystemClock(), session_id, ID)
 
 
-def entry(writer: ChainWriter) -> Entry:
-    return Entry(ID, None, "action.executed", PAYLOAD, writer.now_us())
+def entry(writer: ChainWriter) -> Draft:
+    return Draft(ID, None, "action.executed", PAYLOAD, writer.now_us())
 
 
 def write_one(writer: ChainWriter) -> Callable[[], object]:

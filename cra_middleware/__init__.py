@@ -1,6 +1,6 @@
 """CRA Middleware: decide, run once, record. See README.md."""
 
-from cra_middleware.approvals import Answer, ApprovalError, Pending
+from cra_middleware.approvals.approval import Answer, ApprovalError, Pending
 from cra_middleware.atlas.loader import Atlas
 from cra_middleware.carp.call import Target, ToolCall
 from cra_middleware.decorators import governed
@@ -19,7 +19,7 @@ from cra_middleware.errors import (
 )
 from cra_middleware.policies import AtlasWarning
 from cra_middleware.runtime import Runtime
-from cra_middleware.session import Session, current_session
+from cra_middleware.sessions.session import Session, current_session
 from cra_middleware.telemetry import configure_otel
 from cra_middleware.verification import FileReport, verify
 

@@ -10,7 +10,7 @@ import os
 import sqlite3
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,6 +32,8 @@ class SqliteFile:
         survives_power_loss: bool,
         passing_error: Callable[[str], Exception] | None = None,
         checkpoints: bool = True,
+        upgrades: Sequence[str] = (),
+        when_damaged: str = "move it away, and a new one is made",
     ) -> None:
         """Open or make the file.
 
@@ -44,6 +46,9 @@ class SqliteFile:
             passing_error: what is raised instead when the same may go through later: a lock, a full disk.
             checkpoints: whether a transaction now and then moves what was written into the file, and waits for that;
                 without it, somebody has to call ``checkpoint``.
+            upgrades: statements that bring a file of the version before to this one, before them those from the one
+                before that, and so on.
+            when_damaged: what to do then.
         """
         self._path = Path(path)
         self._schema = schema
@@ -52,6 +57,8 @@ class SqliteFile:
         self._error = error
         self._passing_error = passing_error or error
         self._checkpoints = checkpoints
+        self._upgrades = upgrades
+        self._when_damaged = when_damaged
         self._synchronous = "FULL" if survives_power_loss else "NORMAL"
         self._lock = threading.RLock()
         self._known: sqlite3.Connection | None = None
@@ -111,6 +118,15 @@ class SqliteFile:
                 if connection is not None and connection.in_transaction:
                     self._roll_back(connection)
 
+    @contextmanager
+    def statement(self) -> Iterator[sqlite3.Connection]:
+        """A connection for one statement, which is a transaction by itself: half the work of one with a beginning."""
+        with self._lock:
+            try:
+                yield self._connection()
+            except sqlite3.Error as error:
+                raise self._as_told(error) from error
+
     def checkpoint(self) -> None:
         """Move what was written ahead into the file; writers go on meanwhile."""
         with self._lock:
@@ -142,15 +158,16 @@ class SqliteFile:
             if not self._checkpoints:
                 connection.execute("PRAGMA wal_autocheckpoint=0")
             (found,) = connection.execute("PRAGMA user_version").fetchone()
-            if found == 0:
+            if found == 0 or 1 <= self._version - found <= len(self._upgrades):
                 connection.execute("BEGIN IMMEDIATE")
                 (found,) = connection.execute("PRAGMA user_version").fetchone()
                 (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
                 if found == 0 and tables:
                     raise self._error(f"{self._path} belongs to another program; name another file")
-                if found == 0:
-                    for statement in self._schema.split(";"):
+                for step in (self._schema,) if found == 0 else self._upgrades[found - self._version :]:
+                    for statement in step.split(";"):
                         connection.execute(statement)
+                if found < self._version:
                     connection.execute(f"PRAGMA user_version={self._version}")
                     found = self._version
                 connection.execute("COMMIT")
@@ -170,7 +187,7 @@ class SqliteFile:
         if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
             return f"{self._path} is locked by another process for more than {self._timeout:g} s"
         if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-            return f"{self._path} is damaged; move it away, and a new one is made"
+            return f"{self._path} is damaged; {self._when_damaged}"
         if name.startswith("SQLITE_FULL"):
             return f"{self._path} cannot be written: the disk is full"
         return f"{self._path} cannot be used: {error}"

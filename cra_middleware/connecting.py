@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
     from cra_middleware.policies import AtlasSource
@@ -46,6 +47,7 @@ class Connecting:
         spool: str | Path | None = None,
         ca_file: str | Path | None = None,
         tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
     ) -> Runtime:
         """A runtime that decides, asks and records at a server (``cra serve``); the tools run here.
 
@@ -61,6 +63,7 @@ class Connecting:
             spool: the folder for what is recorded meanwhile, as sessions of their own, handed over later.
             ca_file: whom to trust (PEM), instead of the authorities that the system knows.
             tracer_provider: where spans go; without it, OpenTelemetry's global provider.
+            meter_provider: where metrics go; without it, OpenTelemetry's global provider.
 
         Raises:
             RuntimeError: when the ``http`` extra is not installed.
@@ -73,7 +76,13 @@ class Connecting:
         except ImportError as error:
             raise RuntimeError("Runtime.connect needs httpx: pip install 'cra-middleware[http]'") from error
         connection = Connection(url, api_key, timeout_seconds=timeout_seconds, ca_file=ca_file)
-        return RemoteRuntime(connection, on_unreachable=on_unreachable, spool=spool, tracer_provider=tracer_provider)
+        return RemoteRuntime(
+            connection,
+            on_unreachable=on_unreachable,
+            spool=spool,
+            tracer_provider=tracer_provider,
+            meter_provider=meter_provider,
+        )
 
     @classmethod
     def from_env(cls) -> Runtime:

@@ -7,11 +7,11 @@ import inspect
 from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Any, ParamSpec, TypeVar, cast
 
-from cra_middleware.attempt import claim_decision
+from cra_middleware.calls.running import claim_decision
 from cra_middleware.carp.call import ToolCall
 from cra_middleware.errors import NoActiveSession
 from cra_middleware.interceptor import Flow, async_generator_function, run_generator
-from cra_middleware.session import Session, current_session
+from cra_middleware.sessions.session import Session, current_session
 from cra_middleware.signatures import Binder, describe, make_binder
 
 P = ParamSpec("P")

@@ -1,4 +1,4 @@
-"""Every error this package raises, as one tree.
+"""Every error of this package, as one tree: ``except CRAError`` catches each of them.
 
     CRAError
     ├── CallRefused              the tool was not run
@@ -13,17 +13,38 @@
     │   ├── SessionEnded
     │   ├── AuditUnavailable     the decision could not be recorded
     │   └── RuntimeUnreachable   the server that decides does not answer
+    │       └── ServerAway       client.connection: nobody is there, and what was allowed before may run
     ├── AtlasError               an Atlas that must not be loaded; carries every finding
-    └── TraceError
-        ├── ChainBroken          a trace does not verify
-        ├── SinkError            a sink did not keep an event
-        ├── NoteError            a signed head cannot be read or is not signed by the key given
-        └── ProofError           a proof is malformed or does not prove what it says
+    ├── TraceError
+    │   ├── ChainBroken          a trace does not verify
+    │   ├── SinkError            a sink did not keep an event
+    │   │   ├── MovedError           trace.sink: another writer's events stand there
+    │   │   ├── EndedElsewhereError  trace.shared: another writer sealed the session
+    │   │   ├── LostError            trace.ledger.place: somebody else owns the ledger, or may
+    │   │   ├── PrunedError          trace.pruned: the session's time was over
+    │   │   └── SidecarError         sidecar: personal values cannot be kept or read
+    │   │       └── WithheldError    sidecar: a value was erased, or is not what was committed to
+    │   ├── NoteError            trace.note: a signed head cannot be read or is not signed by the key given
+    │   ├── ProofError           trace.proof: a proof is malformed or does not prove what it says
+    │   └── WitnessError         trace.witness: a copy cannot be read
+    ├── ApprovalError            approvals: an answer does not count, or questions cannot be kept
+    ├── CountersError            carp.quota: limits cannot be counted
+    ├── SigningKeyError          keys: a key cannot be made or used
+    ├── AtServerError            client.remote_runtime: only the server can do that
+    ├── StoreError               server.faults: something of the server's own cannot be read or written now
+    │   ├── ApiKeyError          server.access
+    │   ├── BookError            server.book
+    │   ├── LoginError           server.logins
+    │   └── ShelfError           server.shelf
+    ├── Fault                    server.faults: a request that is not done
+    ├── InUseError               server.one_process: another server runs at this place
+    └── NoPlaceError             server.places: nobody said where the server keeps its own files
 
-``NoteError`` and ``ProofError`` are defined in ``trace.note`` and ``trace.proof``. Beside their files and stores stand
-``ApprovalError`` (an answer that does not count), ``CountersError`` and ``SigningKeyError`` (a key cannot be made or
-used), each a ``CRAError``.
-Names end in ``Error`` except below ``CallRefused``, where the name is the answer an agent gets.
+Those with the name of a module are defined there, beside what raises them. Not of this package are Python's own: an
+argument that is not usable is a ``ValueError`` or a ``TypeError``, an extra that is not installed at times a
+``RuntimeError``.
+Names end in ``Error`` except below ``CallRefused``, where the name is the answer an agent gets, and ``Fault``, which is
+one to a client.
 An adapter that catches ``CallRefused`` misses no refusal.
 """
 
@@ -34,7 +55,7 @@ from typing import Protocol
 
 
 class CRAError(Exception):
-    """Base of everything this package raises."""
+    """Base of every error of this package."""
 
     code = "internal_error"
     http_status = 500
@@ -169,10 +190,11 @@ class AtlasError(CRAError):
     code = "invalid_atlas_manifest"
     http_status = 400
 
-    def __init__(self, findings: Sequence[_Finding]) -> None:
+    def __init__(self, findings: Sequence[_Finding], source: str = "") -> None:
+        """``source`` says which Atlas it is, where there are several."""
         self.findings = tuple(findings)
         errors = [finding for finding in self.findings if finding.severity == "error"]
-        super().__init__("\n".join(str(finding) for finding in errors))
+        super().__init__("\n".join(f"{source}: {finding}" if source else str(finding) for finding in errors))
 
 
 class TraceError(CRAError):

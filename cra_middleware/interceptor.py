@@ -16,7 +16,7 @@ from contextvars import copy_context
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import NamedTuple, ParamSpec, TypeVar
 
-from cra_middleware.approvals import Answer, Approver, Pending, as_answer
+from cra_middleware.approvals.approval import Answer, Approver, Pending, as_answer
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -122,6 +122,9 @@ async def arun(flow: Flow, tool: Callable[[], Awaitable[T]]) -> T:
                 with _scope(need):
                     value = await tool()
                     reply = Returned(value if isinstance(value, AsyncGeneratorType) else _finished(value))
+            except GeneratorExit:  # dropped unfinished, perhaps by a finaliser: see Closed
+                flow.close()
+                raise
             except BaseException as error:  # noqa: BLE001  CancelledError too: recorded, then raised again
                 reply = Raised(error)
         else:

@@ -9,8 +9,11 @@ from typing import Literal, NamedTuple, Protocol
 from cra_middleware.carp.call import Decision, ToolCall
 from cra_middleware.carp.messages import Resolution
 from cra_middleware.trace.event import Sealed
+from cra_middleware.trace.let_run import LetRun
 
 Outcome = Literal["executed", "failed", "denied", "pending_approval"]
+Owner = Literal["ours", "person", "tool", "nobody"]
+"""Whose time it is while a call goes on. It begins as ours; nobody's is what a call waits for its end to be noted."""
 
 
 class Subject(NamedTuple):
@@ -50,6 +53,10 @@ class Operation(Protocol):
         """What was resolved."""
         ...
 
+    def turn(self, whose: Owner, /) -> None:
+        """Whose time it is from now on. Takes no lock: it may be called in a finaliser."""
+        ...
+
     def end(self, outcome: Outcome | None, error_type: str | None = None, description: str | None = None, /) -> None:
         """It is over."""
         ...
@@ -67,7 +74,15 @@ class Observer(Protocol):
         ...
 
     def session(self, subject: Subject, events: Sequence[Sealed], /) -> None:
-        """A session began or ended."""
+        """Events of a session that are no call's and no resolution's, or that nobody waited for."""
+        ...
+
+    def ran(self, call: LetRun, duration_ms: int, error_type: str | None, /) -> None:
+        """A call that was let run as one of another process's ran in this one."""
+        ...
+
+    def missed(self, events: int, /) -> None:
+        """So many events were not kept, and never will be."""
         ...
 
 
@@ -86,7 +101,16 @@ class Unobserved:
     def session(self, subject: Subject, events: Sequence[Sealed], /) -> None:
         return None
 
+    def ran(self, call: LetRun, duration_ms: int, error_type: str | None, /) -> None:
+        return None
+
+    def missed(self, events: int, /) -> None:
+        return None
+
     def running(self) -> AbstractContextManager[object] | None:
+        return None
+
+    def turn(self, whose: Owner, /) -> None:
         return None
 
     def seen(self, events: Sequence[Sealed], /) -> None:

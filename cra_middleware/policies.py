@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -12,9 +12,10 @@ from cra_middleware._canonical import canonical, digest
 from cra_middleware.atlas.globs import glob
 from cra_middleware.atlas.loader import Atlas
 from cra_middleware.atlas.redactions import Argument, Forms, Pointed, parse_personal, parse_redaction
-from cra_middleware.carp.call import Target, ToolCall, find_target
+from cra_middleware.carp.call import Target
 from cra_middleware.carp.limits import CostFunctions
 from cra_middleware.carp.resolver import DefaultDecision, Resolver
+from cra_middleware.carp.tool_map import ToolMap
 from cra_middleware.trace.redact import Redactor, Rule
 
 T = TypeVar("T")
@@ -29,7 +30,7 @@ class AtlasWarning(UserWarning):
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class LoadTerms:
     """What stays when the Atlases are loaded again."""
 
     default_decision: DefaultDecision
@@ -44,7 +45,7 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Epoch:
+class Epoch(ToolMap):
     """One set of policies, for as long as it is in force."""
 
     resolver: Resolver
@@ -58,35 +59,20 @@ class Epoch:
         """What it was loaded from, without the baseline."""
         return self.resolver.atlases
 
-    def target_for(
-        self,
-        tool_name: str,
-        framework: str,
-        declared: str | None,
-        actions: Mapping[str, str] | None = None,
-        server: str | None = None,
-    ) -> Target:
-        """What a tool stands for, as ``find_target`` says."""
-        return find_target(lambda name: self.resolver.mapped(name, framework), tool_name, declared, actions, server)
+    @property
+    def declared(self) -> Container[str]:
+        return self.resolver.actions
 
-    def distrust(self, source: str, name: str, described: Callable[[], str]) -> str | None:
-        """Why a tool is not one that was looked at, as the Atlases' locks say; ``described`` gives its digest."""
+    def mapped(self, tool_name: str, framework: str) -> Target | None:
+        return self.resolver.mapped(tool_name, framework)
+
+    def distrust(self, source: str, tool_name: str, described: Callable[[], str]) -> str | None:
         locks = [atlas.lock for atlas in self.atlases if atlas.lock is not None and atlas.lock.holds(source)]
         if not locks:
             return None
         digest = described()
-        problems = [lock.problem(source, name, digest) for lock in locks]
+        problems = [lock.problem(source, tool_name, digest) for lock in locks]
         return None if None in problems else problems[0]
-
-    def freeze(self, action_id: str, tool_name: str, arguments: Mapping[str, object]) -> ToolCall:
-        """The call of a function as an action, or as a tool that the Atlases map to one.
-
-        Raises:
-            TypeError: when ``action_id`` is no string, or two arguments would have one name.
-        """
-        if action_id in self.resolver.actions:
-            return ToolCall.freeze(action_id, tool_name, arguments)
-        return self.target_for(action_id, "any", None).call(tool_name, arguments)
 
     def argument_policies(self) -> tuple[str, ...]:
         """The policies that only a call's arguments can decide."""
@@ -122,7 +108,7 @@ def load_atlases(sources: AtlasSource | Sequence[AtlasSource]) -> tuple[Atlas, .
     return atlases
 
 
-def begin_epoch(atlases: Sequence[Atlas], terms: Terms) -> Epoch:
+def begin_epoch(atlases: Sequence[Atlas], terms: LoadTerms) -> Epoch:
     """Compile a set of Atlases.
 
     Raises:
@@ -143,7 +129,7 @@ def begin_epoch(atlases: Sequence[Atlas], terms: Terms) -> Epoch:
     return Epoch(resolver, policy_digest, _redactor(terms, everything))
 
 
-def _redactor(terms: Terms, everything: Sequence[Atlas]) -> Redactor | None:
+def _redactor(terms: LoadTerms, everything: Sequence[Atlas]) -> Redactor | None:
     hidden = [*terms.redact, *(entry for atlas in everything for entry in atlas.manifest.redact)]
     personal = [*terms.personal, *(entry for atlas in everything for entry in atlas.manifest.personal)]
     if personal and not terms.can_keep:

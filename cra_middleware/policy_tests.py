@@ -22,6 +22,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from cra_middleware import presence
 from cra_middleware._clock import parse_us
 from cra_middleware.atlas.argument_tests import PROJECT
 from cra_middleware.atlas.loader import SUFFIXES
@@ -95,8 +96,8 @@ def read_cases(atlas: Path) -> Iterator[tuple[str, Case]]:
     Raises:
         BadCaseError: when a file is no list of cases.
     """
-    folder = (atlas if atlas.is_dir() else atlas.parent) / FOLDER
-    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+    folder = (atlas if presence.is_dir(atlas) else atlas.parent) / FOLDER
+    for file in sorted(folder.iterdir()) if presence.is_dir(folder) else ():
         if file.suffix in SUFFIXES:
             yield from ((file.name, case) for case in read_case_file(file))
 

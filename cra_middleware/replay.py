@@ -18,7 +18,7 @@ from cra_middleware.carp.counters import MemoryCounters
 from cra_middleware.carp.messages import Request, Requester, Task
 from cra_middleware.carp.policy import Facts
 from cra_middleware.carp.quota import Reservation
-from cra_middleware.carp.recorded import Recorded, decide_recorded, recorded_arguments
+from cra_middleware.carp.recorded import Recorded, decide_recorded, recorded_arguments, recorded_facts
 from cra_middleware.carp.resolve import Options, resolve
 from cra_middleware.carp.resolver import Resolver
 from cra_middleware.trace.event import Event
@@ -97,6 +97,9 @@ class _Session:
     knows_context: bool
     goal: str
     request: Event | None = None
+    """The last one."""
+    supposed: Facts | None = None
+    """What that one was answered by."""
 
 
 @dataclass(slots=True)
@@ -182,23 +185,26 @@ class _Replayer:
         tier: RiskTier = next((tier for tier in RISK_TIERS if tier == given), "critical")
         facts = session.facts._replace(risk_tier=tier)
         if isinstance(context, dict):
-            facts = facts._replace(context=context)
-            session.knows_context = session.knows_context and not is_hidden(context)
-        session.facts, session.request = facts, event
+            facts = facts._replace(context=recorded_facts(context))
+        if session.request is None:  # the session's own: calls are decided by its facts, and by no later request's
+            session.facts = facts
+            session.knows_context = session.knows_context and not (isinstance(context, dict) and is_hidden(context))
+        session.supposed, session.request = facts, event
 
     def _answered(self, event: Event, session: _Session) -> None:
-        if session.request is None:
+        facts = session.supposed
+        if session.request is None or facts is None:
             return
         now_us = parse_us(session.request.timestamp)
         asked = Request(
             request_id=event.event_id,
-            requester=Requester(agent_id=session.facts.agent_id, session_id=event.session_id),
-            task=Task(goal=session.goal, risk_tier=session.facts.risk_tier),
+            requester=Requester(agent_id=facts.agent_id, session_id=event.session_id),
+            task=Task(goal=session.goal, risk_tier=facts.risk_tier),
         )
         resolution, _ = resolve(
             self._resolver,
             asked,
-            session.facts._replace(atlas_ids=None),
+            facts._replace(atlas_ids=None),
             self._at_best,
             now_us,
             event.event_id,

@@ -9,11 +9,10 @@ from collections import OrderedDict
 from collections.abc import Collection, Mapping
 
 from cra_middleware._fork import tell_child
-from cra_middleware.approvals import State
+from cra_middleware.approvals.approval import State
 from cra_middleware.errors import ChainBroken, NoActiveSession, SinkError
-from cra_middleware.local_session import LocalSession
 from cra_middleware.runtime import Runtime
-from cra_middleware.session import Session, current_session
+from cra_middleware.sessions.session import Session, current_session
 
 MAX_RUNS = 4096
 """Runs that are remembered; beyond it the one unused longest is ended."""
@@ -90,7 +89,9 @@ class RunSessions:
                 root = current
             else:
                 root = current or self._root(run, agent, call_ids, kept, keep, call_id)
-                lead = self._leads.setdefault((root.id, run), agent or root.facts.agent_id)
+                is_below = (root.id, agent) in self._others  # it was stopped there, and its call is the first to come
+                first = None if is_below else agent
+                lead = self._leads.setdefault((root.id, run), first or root.facts.agent_id)
                 while len(self._leads) > MAX_RUNS:
                     self._leads.popitem(last=False)
             return root if agent is None or agent in (lead, root.facts.agent_id) else self._below(root, agent)
@@ -179,8 +180,9 @@ class RunSessions:
         root = self._resumed(runtime, parent_id)
         if root is None:  # the one below is no session for its caller's calls
             return None
-        if isinstance(root, LocalSession) and isinstance(stopped, LocalSession):
-            root.adopt(stopped)
+        if not root.adopt(stopped):
+            stopped.detach()
+            return None
         self._others[root.id, stopped.facts.agent_id] = stopped
         return root
 

@@ -1,4 +1,4 @@
-"""The runtime: puts Atlases, resolver, sink, approver and telemetry together, and opens sessions."""
+"""The runtime, as users meet it: puts Atlases, resolver, sink, approver, telemetry and its sessions together."""
 
 from __future__ import annotations
 
@@ -9,38 +9,36 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
 from cra_middleware._clock import Clock, SystemClock
-from cra_middleware._ids import new_id
-from cra_middleware.admission import facts_of
-from cra_middleware.answering import Approvals
-from cra_middleware.approvals import ApprovalError, ApprovalStore, Approver
+from cra_middleware.approvals.answering import Approvals
+from cra_middleware.approvals.approval import ApprovalError, ApprovalStore, Approver
 from cra_middleware.atlas.loader import Atlas
 from cra_middleware.atlas.manifest import RiskTier
+from cra_middleware.calls.desk import Desk, Notify
+from cra_middleware.calls.keeping import Keeping
+from cra_middleware.calls.setting import Setting
 from cra_middleware.carp.call import Target, ToolCall
 from cra_middleware.carp.explain import Explanation, explain
 from cra_middleware.carp.limits import CostFunctions
 from cra_middleware.carp.messages import Request, Resolution
-from cra_middleware.carp.policy import Facts
 from cra_middleware.carp.quota import Counters
 from cra_middleware.carp.resolve import Options, TraceLevel
 from cra_middleware.carp.resolver import DefaultDecision, Resolver
 from cra_middleware.connecting import Connecting
-from cra_middleware.desk import Desk, Notify
-from cra_middleware.errors import AtlasError, ChainBroken, SinkError
-from cra_middleware.keeping import Keeping
+from cra_middleware.errors import AtlasError
 from cra_middleware.leaving import exit_on_sigterm, forget, leave_at_exit
-from cra_middleware.local_session import LocalSession
 from cra_middleware.observing import Loudspeaker
-from cra_middleware.open_sessions import OpenSessions
-from cra_middleware.opening import Opener
-from cra_middleware.policies import AtlasSource, InForce, Terms, begin_epoch, load_atlases
-from cra_middleware.session import Session, current_session
-from cra_middleware.setting import Setting
+from cra_middleware.policies import AtlasSource, InForce, LoadTerms, begin_epoch, load_atlases
+from cra_middleware.sessions.admission import Opening, facts_of
+from cra_middleware.sessions.opening import Opener
+from cra_middleware.sessions.runtime_sessions import RuntimeSessions
+from cra_middleware.sessions.session import Session
 from cra_middleware.sinks_by_name import sink_for
 from cra_middleware.stores import Stores
 from cra_middleware.telemetry import Telemetry
 from cra_middleware.trace.sink import Sink
 
 if TYPE_CHECKING:
+    from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
 _logger = logging.getLogger("cra_middleware")
@@ -75,6 +73,7 @@ class Runtime(Connecting):
         on_audit_failure: Literal["refuse", "allow"] = "refuse",
         handle_sigterm: bool = False,
         tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
         clock: Clock | None = None,
     ) -> None:
         """Load the Atlases and open the sink.
@@ -105,19 +104,20 @@ class Runtime(Connecting):
             trace_level: ``verbose`` also records the policies that did not restrict anything.
             durability: ``sync`` waits until a decision is on the disk before its tool runs; by default it is there
                 some milliseconds later.
-            signing_key: a file of ``cra keys generate``, or ``env:NAME``: heads over the trace folder are signed with
-                it, every second and at the end of each session.
+            signing_key: a file of ``cra keys generate``, or ``env:NAME``: heads over the trace folder, or over the
+                PostgreSQL database, are signed with it, every second and at the end of each session.
             audit_deadline_seconds: how long a decision that cannot be kept (a full disk) is tried again.
             on_audit_failure: ``allow`` lets calls run although they cannot be recorded; the trace says how many
                 events are missing once it can be kept again.
             handle_sigterm: let SIGTERM leave the program as ``sys.exit`` does, so that files are flushed.
             tracer_provider: where spans go; without it, OpenTelemetry's global provider.
+            meter_provider: where metrics go; without it, OpenTelemetry's global provider.
             clock: for tests.
 
         Raises:
             AtlasError: when an Atlas has errors; it carries every finding.
             SinkError: when the trace folder cannot be used.
-            ChainBroken: when the folder's ledger was changed since it was signed.
+            ChainBroken: when the ledger of the traces was changed since it was signed.
             CRAError: when the signing key, or what ``approvals``, ``counters`` or ``sidecar`` names, cannot be used.
             ValueError: when an option has an unknown value, two Atlases collide, a policy needs ``project`` or
                 ``costs``, or personal values need ``sidecar``.
@@ -132,7 +132,7 @@ class Runtime(Connecting):
             if value not in known:
                 raise ValueError(f"{name} must be {known[0]!r} or {known[1]!r}, not {value!r}")
         self._clock: Clock = clock or SystemClock()
-        self._terms = Terms(
+        self._terms = LoadTerms(
             default_decision=default_decision,
             baseline=None if baseline is None else load_atlases(baseline)[0],
             project=None if project is None else str(project),
@@ -145,21 +145,26 @@ class Runtime(Connecting):
         self._policies = InForce(begin_epoch(load_atlases(atlas), self._terms))
         self._stores = Stores(approvals, counters, sidecar)
         self._approvals = Approvals(self._stores.approvals, self._clock)
+        self._telemetry = Telemetry(
+            tracer_provider,
+            meter_provider,
+            lambda action_id: self._policies.epoch.risk_tier(action_id),
+            waiting=(self._stores.place, self._approvals.waiting),
+        )
         self._setting = Setting(
             policies=self._policies,
             counters=self._stores.counters,
             clock=self._clock,
             desk=Desk(self._stores.approvals, approver, notify),
-            observer=Telemetry(tracer_provider, lambda action_id: self._policies.epoch.risk_tier(action_id)),
+            observer=self._telemetry,
             options=Options(level=trace_level, full=record == "full"),
             keeping=Keeping(durability, audit_deadline_seconds, on_audit_failure),
             sidecar=self._stores.sidecar,
             on_shadow=Loudspeaker() if self._terms.is_observing else None,
         )
         self._sink: Sink = sink_for(trace, signing_key)
-        self._opener = Opener(self._setting, self._sink)
-        self._sessions = OpenSessions()
-        self._is_closed = False
+        self._sessions = RuntimeSessions(Opener(self._setting, self._sink))
+        self._telemetry.begin()
         if handle_sigterm:
             exit_on_sigterm()
         if on_audit_failure == "allow":
@@ -255,46 +260,31 @@ class Runtime(Connecting):
             keep: ``close()`` detaches the session instead of ending it.
             session_id: a UUID that nobody has used; made here by default.
             metadata: more to be recorded with its first event.
-            request: what it begins by asking, instead of a plain resolution.
+            request: what it begins by asking, instead of a plain resolution; its id, its parent, its facts and its
+                Atlases are the session's, and it speaks of the same agent and goal.
 
         Raises:
-            SinkError: when the trace cannot be begun.
-            ValueError: when an argument is not usable, or changes a fact of the parent.
+            SessionEnded: when the parent ends meanwhile.
+            SinkError: when the trace cannot be begun, or the runtime is closed.
+            ValueError: when an argument is not usable, changes a fact of the parent, or is not what ``request`` says.
         """
-        wanted = parent or current_session()
-        above = self._sessions.get(wanted.id) if wanted is not None and wanted.is_open else None
-        if parent is not None and above is None:
-            raise ValueError("the parent is no open session of this runtime")
-        session_id = session_id or new_id()
-        named = request.atlas_ids if request is not None and atlas_ids is None else atlas_ids
-        facts = facts_of(session_id, agent_id, risk_tier, context or {}, named, above.facts if above else None)
-        subject = subject or (above.behalf if above else None)
-        parent_id, root = (above.id, facts.root_session_id) if above else (None, None)
-        told = {"external_id": external_id, "subject": subject, "parent_session_id": parent_id, "root_session_id": root}
-        extra = {**(metadata or {}), **told}
-        return self._start(session_id, goal, facts, extra, atlas_ids, request, keep, above)
+        parent_id = None if parent is None else parent.id
+        told = (external_id, subject, parent_id, session_id, metadata or {}, request)
+        return self._sessions.begin(Opening(agent_id, goal, risk_tier, context or {}, atlas_ids, *told), keep)
 
     def resolve(self, request: Request | Mapping[str, object]) -> Resolution:
         """Answer a whole CARP request, in the session it names; one that is not open yet is started.
 
         Raises:
             ValueError: when the request is malformed (``pydantic.ValidationError``), names an Atlas that is not
-                loaded, or speaks for another agent than the session's.
+                loaded, or a parent that is not open, or speaks for another agent than the session's.
             SinkError: when it cannot be recorded.
         """
         asked = request if isinstance(request, Request) else Request.model_validate(request)
-        requester, task = asked.requester, asked.task
         missing = set(asked.atlas_ids or ()) - {atlas.manifest.atlas_id for atlas in self.atlases}
         if missing:
             raise ValueError(f"not loaded: {', '.join(sorted(missing))}")
-        session = self._sessions.get(requester.session_id)
-        if session is not None:
-            if session.facts.agent_id != requester.agent_id:
-                raise ValueError(f"session {session.id} belongs to another agent than {requester.agent_id!r}")
-            return session.resolve(asked)
-        facts = facts_of(requester.session_id, requester.agent_id, task.risk_tier, asked.context, asked.atlas_ids, None)
-        extra = {"parent_session_id": requester.parent_session_id}
-        return self._start(requester.session_id, task.goal, facts, extra, None, asked, False, None).resolution
+        return self._sessions.answer(asked)
 
     def resume(
         self, session_id: str, *, context: Mapping[str, object] | None = None, keep: bool = False, renew: bool = True
@@ -308,21 +298,11 @@ class Runtime(Connecting):
             ChainBroken: when the session was ended, or its trace was changed.
             SinkError: when there is no such session, or another writer has it.
         """
-        known = self._sessions.get(session_id)
-        if known is not None:
-            if known.is_open:
-                return known
-            if not known.is_closed:
-                raise ChainBroken(f"session {session_id} is being closed: a tool of it still runs")
-        self._check_open()
-        session = self._opener.resume(session_id, context, renew)
-        self._sessions.remember(session, keep)
-        return session
+        return self._sessions.resume(session_id, context, keep, renew)
 
     def find(self, session_id: str) -> Session | None:
         """The open session with this id."""
-        session = self._sessions.get(session_id)
-        return session if session is not None and session.is_open else None
+        return self._sessions.find(session_id)
 
     def target_for(
         self,
@@ -360,14 +340,10 @@ class Runtime(Connecting):
         self._let_go()
 
     def _let_go(self) -> None:
-        self._is_closed = True
         forget(self)
+        self._telemetry.close()
         self._sink.close()
         self._stores.close()
-
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise SinkError("this runtime is closed, and opens no more sessions")
 
     def __enter__(self) -> Runtime:
         return self
@@ -376,21 +352,3 @@ class Runtime(Connecting):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _start(
-        self,
-        session_id: str,
-        goal: str,
-        facts: Facts,
-        extra: Mapping[str, object],
-        atlas_ids: Sequence[str] | None,
-        request: Request | None,
-        keep: bool,
-        parent: LocalSession | None,
-    ) -> LocalSession:
-        self._check_open()
-        session = self._opener.start(session_id, goal, facts, extra, atlas_ids, request)
-        if parent is not None:
-            parent.adopt(session)
-        self._sessions.remember(session, keep)
-        return session

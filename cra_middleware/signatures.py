@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
+
+if sys.version_info >= (3, 14):
+    from annotationlib import Format, get_annotations
+
+    _signature = partial(inspect.signature, annotation_format=Format.FORWARDREF)
+    _annotations = partial(get_annotations, format=Format.FORWARDREF)
+else:
+    _signature = inspect.signature
+    _annotations = inspect.get_annotations
 
 Arguments = dict[str, object]
 Binder = Callable[[tuple[object, ...], Mapping[str, object]], Arguments]
@@ -15,6 +25,23 @@ def describe(fn: object) -> str:
     fn = getattr(fn, "func", fn) if not hasattr(fn, "__qualname__") else fn  # functools.partial
     name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
     return f"{getattr(fn, '__module__', None) or type(fn).__module__}.{name}"
+
+
+def signature_of(fn: Callable[..., object]) -> inspect.Signature:
+    """The signature of ``fn``, also where an annotation names what is defined later, or only for a type checker.
+
+    Python 3.14 evaluates annotations when they are read, and a call reads none: nor may its decision need them.
+
+    Raises:
+        TypeError: when ``fn`` cannot be called.
+        ValueError: when it has no signature, as some builtins.
+    """
+    return _signature(fn)
+
+
+def annotations_of(fn: Callable[..., object]) -> dict[str, object]:
+    """The annotations of ``fn`` as they were written, none for a callable without; what is not defined stays a name."""
+    return dict(_annotations(fn))
 
 
 def bind_arguments(fn: Callable[..., object], args: tuple[object, ...], kwargs: Mapping[str, object]) -> Arguments:
@@ -33,7 +60,7 @@ def bind_arguments(fn: Callable[..., object], args: tuple[object, ...], kwargs: 
 def make_binder(fn: Callable[..., object], *, in_class: bool = False) -> Binder:
     """Compile the binding of one function; ``in_class`` says that its first parameter may be the instance."""
     try:
-        parameters = list(inspect.signature(fn).parameters.values())
+        parameters = list(signature_of(fn).parameters.values())
     except (TypeError, ValueError):  # a builtin without a signature: positions are all there is
         return lambda args, kwargs: {**({"args": list(args)} if args else {}), **kwargs}
     instance = in_class and bool(parameters) and parameters[0].name in ("self", "cls", "mcs")
@@ -60,7 +87,7 @@ _known_binder = lru_cache(maxsize=1024)(make_binder)
 
 
 def _slow_binder(fn: Callable[..., object], instance: str | None) -> Binder:
-    signature = inspect.signature(fn)
+    signature = signature_of(fn)
     star = next((item.name for item in signature.parameters.values() if item.kind is item.VAR_POSITIONAL), None)
     double = next((item.name for item in signature.parameters.values() if item.kind is item.VAR_KEYWORD), None)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from cra_middleware import presence
 from cra_middleware.errors import SinkError
 from cra_middleware.keys import load_signer
 from cra_middleware.trace.sink import Sink, TraceStore
@@ -55,7 +56,7 @@ def open_existing(text: str) -> TraceStore:
     is_file = text.startswith(SQLITE)
     path = Path(text.removeprefix(SQLITE))
     try:
-        if not text.startswith(POSTGRES) and not (path.is_file() if is_file else path.is_dir()):
+        if not text.startswith(POSTGRES) and not (presence.is_file(path) if is_file else presence.is_dir(path)):
             raise SinkError(f"there is no {'file' if is_file else 'folder'} {path}; traces are in {_KINDS}")
     except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL
         raise SinkError(f"that is no place for traces: {error}") from error
@@ -68,11 +69,16 @@ def sink_for(trace: str | Path | Sink | None, signing_key: str | Path | None) ->
     Raises:
         SinkError: when the place cannot be used.
         SigningKeyError: when the key cannot.
-        ValueError: when there is a key, and no folder.
+        ValueError: when there is a key, and neither a folder nor a PostgreSQL database.
     """
     if signing_key is not None:
+        if isinstance(trace, str) and trace.startswith(POSTGRES):
+            return PostgresSink(trace, signer=load_signer(signing_key))
         if not isinstance(trace, (str, Path)) or not is_folder(str(trace)):
-            raise ValueError("signing_key signs a folder of traces: name one with trace=, or give JsonlSink a signer")
+            raise ValueError(
+                "signing_key signs a folder of traces, or a PostgreSQL database: name one with trace=, or give "
+                "JsonlSink or PostgresSink a signer"
+            )
         return JsonlSink(trace, signer=load_signer(signing_key))
     if trace is None:
         return MemorySink()

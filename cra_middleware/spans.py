@@ -1,12 +1,13 @@
 """The spans themselves: what of a call, a resolution or a session's event goes onto them.
 
-The one module of the core that needs OpenTelemetry; loaded only where somebody listens.
+Needs OpenTelemetry, as ``metrics`` does and nothing else in the core; loaded only where somebody listens.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
@@ -16,14 +17,14 @@ from opentelemetry.util.types import AttributeValue
 
 from cra_middleware.carp.call import Allow, Ask, Decision, ToolCall
 from cra_middleware.carp.messages import Resolution
-from cra_middleware.observer import Outcome, Subject
+from cra_middleware.observer import Outcome, Owner, Subject
 from cra_middleware.trace.event import Sealed
 
 MAX_TEXT = 1024
 """Letters of an untrusted text that go onto a span."""
 
 _logger = logging.getLogger("cra_middleware.telemetry")
-_LAST_PART = re.compile(r"[./]")  # of "module.qualname/tool"
+_LAST_PART = re.compile(r"[./]")
 
 
 class Spanned:
@@ -52,6 +53,9 @@ class Spanned:
     def resolved(self, resolution: Resolution, /) -> None:
         return None
 
+    def turn(self, whose: Owner, /) -> None:
+        return None
+
     def end(self, outcome: Outcome | None, error_type: str | None = None, description: str | None = None, /) -> None:
         if not self._ended:
             self._ended = True
@@ -65,7 +69,7 @@ class CallSpan(Spanned):
     """The span of one call."""
 
     def __init__(self, tracer: Tracer, call: ToolCall, subject: Subject, span_id: str, risk_tier: str | None) -> None:
-        name = clean(_LAST_PART.split(call.tool_name)[-1]) or "tool"
+        name = short_name(call.tool_name)
         attributes: dict[str, AttributeValue] = {
             "gen_ai.operation.name": "execute_tool",
             "gen_ai.tool.name": name,
@@ -135,6 +139,11 @@ def clean(text: str) -> str:
     return text[:MAX_TEXT].encode("utf-8", "replace").decode()
 
 
+def short_name(tool_name: str) -> str:
+    """``gen_ai.tool.name``: the last part of "module.qualname" or "server/tool"."""
+    return clean(_LAST_PART.split(tool_name)[-1]) or "tool"
+
+
 def _decision_attributes(decision: Decision) -> dict[str, AttributeValue]:
     verdict = "allow" if isinstance(decision, Allow) else "require_approval" if isinstance(decision, Ask) else "deny"
     attributes: dict[str, AttributeValue] = {"cra.decision": verdict}
@@ -175,9 +184,28 @@ def _event_attributes(event: Sealed) -> dict[str, AttributeValue]:
     }
 
 
+class _Here(threading.local):
+    is_inside = False
+
+
+_here = _Here()
+
+
+def unnested(work: Callable[[], object]) -> None:
+    """Do what an SDK takes locks for, unless this thread does so already: then the garbage collector came in the middle
+    of it, with a finaliser that makes a call. It would wait for its own thread for ever; nothing is done."""
+    if _here.is_inside:
+        return
+    _here.is_inside = True
+    try:
+        work()
+    finally:
+        _here.is_inside = False
+
+
 def quietly(work: Callable[[], object]) -> None:
     """Do what may fail without consequence."""
     try:
-        work()
+        unnested(work)
     except Exception:  # telemetry is a copy: it may be lost, a call may not
         _logger.exception("a span could not be written")

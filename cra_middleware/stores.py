@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Protocol
 
 from cra_middleware._postgres import POSTGRES
-from cra_middleware.approval_store import MemoryApprovals
-from cra_middleware.approvals import ApprovalError, ApprovalStore
+from cra_middleware.approvals.approval import ApprovalError, ApprovalStore
+from cra_middleware.approvals.postgres_store import PostgresApprovals
+from cra_middleware.approvals.sqlite_store import SqliteApprovals
+from cra_middleware.approvals.store import MemoryApprovals
 from cra_middleware.carp.counters import MemoryCounters
 from cra_middleware.carp.quota import Counters, CountersError
-from cra_middleware.carp.redis_counters import REDIS, RedisCounters
+from cra_middleware.carp.redis_counters import PREFIX, REDIS, RedisCounters
 from cra_middleware.carp.sqlite_counters import SqliteCounters
-from cra_middleware.postgres_approvals import PostgresApprovals
 from cra_middleware.sidecar import Sidecar
-from cra_middleware.sqlite_approvals import SqliteApprovals
 
 
 class _Closable(Protocol):
@@ -51,6 +51,8 @@ class Stores:
                 self.counters = MemoryCounters() if counters is None else counters
             self.outlive = approvals is not None
             """Whether open questions outlive this process."""
+            self.place: object = str(approvals) if isinstance(approvals, (str, Path)) else id(self.approvals)
+            """Equal where the same questions lie."""
             self.sidecar = None if sidecar is None else Sidecar(sidecar)
             if self.sidecar is not None:
                 self._made.append(self.sidecar)
@@ -77,14 +79,15 @@ def open_approvals(name: str | Path) -> SqliteApprovals | PostgresApprovals:
     return SqliteApprovals(name)
 
 
-def open_counters(name: str | Path) -> SqliteCounters | RedisCounters:
-    """The counters that ``name`` says: ``redis://…``, or a file.
+def open_counters(name: str | Path, prefix: str = PREFIX) -> SqliteCounters | RedisCounters:
+    """The counters that ``name`` says: ``redis://…``, where ``prefix`` begins every key, or a file.
 
     Raises:
         CountersError: when they cannot be used.
+        ValueError: when the prefix is none.
     """
     if isinstance(name, str) and name.startswith(REDIS):
-        return RedisCounters(name)
+        return RedisCounters(name, prefix)
     if isinstance(name, str) and "://" in name:
         raise CountersError(f"calls are counted in a file or in redis://…, not in {_scheme(name)}")
     return SqliteCounters(name)

@@ -11,7 +11,7 @@ from cra_middleware.errors import SinkError
 from cra_middleware.trace.chain import Start, Verdict, verify_lines
 from cra_middleware.trace.event import GENESIS, Event
 from cra_middleware.trace.profiles import MalformedError, Profile, choose, read
-from cra_middleware.trace.sinks.segments import Segment, read_lines, read_segments, segment_at, segments_of
+from cra_middleware.trace.storage.segments import Segment, read_lines, read_segments, segment_at, segments_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,22 +15,41 @@ from pathlib import Path
 from cra_middleware.testing.contract import CASES
 
 BEGIN, END = "<!-- contract: written by scripts/contract_table.py -->", "<!-- end of contract -->"
-Cells = dict[tuple[str, str], dict[str, str | None]]
-"""By row and case: for each mode, why it is a hole, or None."""
+Cells = dict[tuple[str, str], dict[str, frozenset[str]]]
+"""By row and case: for each mode, why it is a hole, once for every reason a subject of the row has."""
+AT_A_SERVER = "S"
+"""The last column."""
 
 
-def read_cells(folders: list[str]) -> Cells:
-    """What the tests wrote."""
+def read_cells(folders: list[str]) -> tuple[Cells, Cells]:
+    """What the tests wrote, in whatever order: of runtimes in the process, and of those at a server."""
     cells: Cells = {}
+    remote: Cells = {}
     for folder in folders:
         for file in sorted(Path(folder).glob("*.jsonl")):
             for line in file.read_text(encoding="utf-8").splitlines():
                 cell = json.loads(line)
-                cells.setdefault((cell["row"], cell["case"]), {})[cell["mode"]] = cell["hole"]
-    return cells
+                found = remote if cell.get("at_a_server") else cells
+                modes = found.setdefault((cell["row"], cell["case"]), {})
+                said = frozenset(filter(None, [cell["hole"]]))
+                modes[cell["mode"]] = modes.get(cell["mode"], frozenset()) | said  # a row may have several subjects
+    return cells, remote
 
 
-def rows(cells: Cells) -> dict[str, list[str]]:
+def at_a_server(row: str, cells: Cells, remote: Cells) -> tuple[str, list[str]]:
+    """The mark of a row's last column, and the holes that only a runtime at a server has."""
+    mine = {case: modes for (name, case), modes in cells.items() if name == row}
+    if any(not modes.keys() <= remote.get((row, case), {}).keys() for case, modes in mine.items()):
+        return "–", []
+    holes = [
+        f"- {row} · {AT_A_SERVER}, {number}: {hole}"
+        for number, case in enumerate(CASES, 1)
+        for hole in sorted(frozenset().union(*remote.get((row, case), {}).values()))
+    ]
+    return ("○" if holes else "●"), holes
+
+
+def rows(cells: Cells, remote: Cells) -> dict[str, list[str]]:
     """Each row of the table, with its holes."""
     made: dict[str, list[str]] = {}
     for row in sorted({row for row, _ in cells}):
@@ -40,25 +59,27 @@ def rows(cells: Cells) -> dict[str, list[str]]:
             if modes is None:
                 marks.append("–")
                 continue
-            wrong = {mode: hole for mode, hole in modes.items() if hole is not None}
+            wrong = sorted(frozenset().union(*modes.values()))
             marks.append("○" if wrong else "●")
-            for hole in sorted(set(filter(None, wrong.values()))):
-                where = [mode for mode, said in wrong.items() if said == hole]
+            for hole in wrong:
+                where = [mode for mode, said in modes.items() if hole in said]
                 only = "" if len(where) == len(modes) else f" ({', '.join(sorted(where))})"
                 holes.append(f"- {row} · {number}{only}: {hole}")
-        made[row] = [f"| {row} | {' | '.join(marks)} |", *holes]
+        mark, more = at_a_server(row, cells, remote)
+        made[row] = [f"| {row} | {' | '.join([*marks, mark])} |", *holes, *more]
     return made
 
 
 def table(known: dict[str, list[str]]) -> str:
     """The whole block of the page."""
-    numbers = range(1, len(CASES) + 1)
-    head = [f"| | {' | '.join(map(str, numbers))} |", f"|---|{'|'.join('-' for _ in numbers)}|"]
+    names = [*map(str, range(1, len(CASES) + 1)), AT_A_SERVER]
+    head = [f"| | {' | '.join(names)} |", f"|---|{'|'.join('-' for _ in names)}|"]
     holes = [hole for _, lines in sorted(known.items()) for hole in lines[1:]]
     legend = [
         f"{number}. `{name}`: {' '.join((check.__doc__ or '').split())}"
         for number, (name, (_, check)) in enumerate(CASES.items(), 1)
     ]
+    legend.append(f"{len(CASES) + 1}. {AT_A_SERVER}: every case of the row again, with ``Runtime.connect``.")
     marks = "● kept in every mode · ○ a hole, named below · – the framework has no such thing"
     parts = [BEGIN, marks, "", *head, *(lines[0] for _, lines in sorted(known.items())), "", *legend, ""]
     return "\n".join([*parts, "Holes:", "", *(holes or ["- none"]), END])
@@ -68,7 +89,7 @@ def known_rows(block: str) -> dict[str, list[str]]:
     """The rows that a page has, with their holes."""
     found: dict[str, list[str]] = {}
     for line in block.splitlines():
-        if line.startswith("| ") and line.count("|") == len(CASES) + 2 and not line.startswith("| |"):
+        if line.startswith("| ") and line.count("|") == len(CASES) + 3 and not line.startswith("| |"):
             found[line.split("|")[1].strip()] = [line]
         elif line.startswith("- ") and " · " in line:
             found.get(line[2:].split(" · ")[0], []).append(line)
@@ -80,7 +101,7 @@ def main(mode: str, page: str, *folders: str) -> int:
     text = Path(page).read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     block, _, after = rest.partition(END)
-    run = rows(read_cells(list(folders)))
+    run = rows(*read_cells(list(folders)))
     if not run:
         print("no cells were found: run the tests with CRA_CONTRACT_TABLE=FOLDER", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""A TCP proxy that lets a request through and loses the answer, or cuts a connection whenever it is told to."""
+"""A TCP proxy that loses an answer, cuts a connection, or keeps it open and says nothing, whenever it is told to."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ class CuttingProxy:
         self._target = (host, port)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
-        self.lost = 0
+        self.lost = self.taken = 0
         self._to_lose = self._to_pass = 0
         self._lock = threading.Lock()
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self.held = threading.Event()
+        """Set when an answer is held back."""
+        self._flow = threading.Event()  # of connections that are made now
+        self._flow.set()
+        self._hushed: list[threading.Event] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
     def lose(self, answers: int) -> None:
@@ -29,6 +34,20 @@ class CuttingProxy:
         """The one after that many; None: no more."""
         with self._lock:
             self._to_lose, self._to_pass = (0, 0) if answers is None else (1, answers)
+
+    def hush(self, *, new: bool = True) -> None:
+        """Let requests through on every connection there is, and no answers; so on ``new`` ones, or these work."""
+        self.held.clear()
+        self._hushed.append(self._flow)
+        self._flow.clear()
+        if not new:
+            self._flow = threading.Event()
+            self._flow.set()
+
+    def speak(self) -> None:
+        """Answers flow again, those that were held back first."""
+        while self._hushed:
+            self._hushed.pop().set()
 
     def cut(self) -> None:
         """Every connection there is."""
@@ -43,6 +62,7 @@ class CuttingProxy:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.cut()
+        self.speak()
 
     def _accept(self) -> None:
         while True:
@@ -53,14 +73,18 @@ class CuttingProxy:
             server = socket.create_connection(self._target)
             with self._lock:
                 self._pairs.append((client, server))
-            threading.Thread(target=self._pump, args=(client, server, False), daemon=True).start()
-            threading.Thread(target=self._pump, args=(server, client, True), daemon=True).start()
+                self.taken += 1
+            threading.Thread(target=self._pump, args=(client, server, None), daemon=True).start()
+            threading.Thread(target=self._pump, args=(server, client, self._flow), daemon=True).start()
 
-    def _pump(self, source: socket.socket, target: socket.socket, answers: bool) -> None:
+    def _pump(self, source: socket.socket, target: socket.socket, answers: threading.Event | None) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
-                if answers and self._is_lost():
+                if answers is not None and self._is_lost():
                     break
+                if answers is not None and not answers.is_set():
+                    self.held.set()
+                    answers.wait()
                 target.sendall(data)
         _end(source, target)
 

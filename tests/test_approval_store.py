@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from cra_middleware.approval_store import MAX_CLOSED, MemoryApprovals
-from cra_middleware.approvals import Answer, ApprovalError, ApprovalStore, Pending, as_answer
-from cra_middleware.postgres_approvals import PostgresApprovals
-from cra_middleware.sqlite_approvals import SqliteApprovals
+from cra_middleware.approvals.approval import Answer, ApprovalError, ApprovalStore, CountsWaiting, Pending, as_answer
+from cra_middleware.approvals.postgres_store import PostgresApprovals
+from cra_middleware.approvals.sqlite_store import SqliteApprovals
+from cra_middleware.approvals.store import MAX_CLOSED, MemoryApprovals
 from tests.trace.postgres_server import database
 
 LATER = 10**12
@@ -45,6 +45,21 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ApprovalSt
         return
     with database() as conninfo, closing(PostgresApprovals(conninfo)) as made:
         yield made
+
+
+def test_what_was_asked_in_a_session_is_forgotten(store: ApprovalStore) -> None:
+    """All of it, whatever its state, and nothing of another session."""
+    if isinstance(store, MemoryApprovals):
+        return  # it forgets by itself
+    assert isinstance(store, SqliteApprovals | PostgresApprovals)
+    for number, session_id in enumerate(("s1", "s1", "s2")):
+        asked = replace(ASKED, approval_id=f"a{number}", session_id=session_id, arguments_digest=f"d{number}")
+        assert store.add(asked, 9)
+    store.answer("a1", Answer(True, "ann", "fine"), 5)
+    assert sorted(store.session_ids()) == ["s1", "s2"]
+    store.forget(["s1", "s\0", "s2' OR '1' = '1"])
+    assert store.session_ids() == ["s2"]
+    assert [store.get(f"a{number}") is None for number in range(3)] == [True, True, False]
 
 
 def test_from_pending_to_consumed(store: ApprovalStore) -> None:
@@ -137,6 +152,19 @@ def test_cap_and_list(store: ApprovalStore) -> None:
     assert store.find("s3", "refund.create", "d1") is None
 
 
+def test_how_many_wait(store: ApprovalStore) -> None:
+    """Those that are pending and have not expired, of all sessions."""
+    assert isinstance(store, CountsWaiting)
+    assert store.waiting(5) == 0
+    for number, expires_us in enumerate((10, 20, 30, LATER)):
+        asked = replace(ASKED, approval_id=f"a{number}", session_id=f"s{number % 2}", expires_us=expires_us)
+        assert store.add(asked, 9)
+    assert [store.waiting(now_us) for now_us in (5, 10, 29, 30, LATER)] == [4, 3, 2, 1, 0]
+    store.answer("a3", Answer(True, "ann"), 5)
+    store.expire("a2", "no more")
+    assert store.waiting(5) == 2
+
+
 def test_one_of_many_threads_consumes(store: ApprovalStore) -> None:
     """However many try, one is told yes."""
     store.add(ASKED, 9)
@@ -161,10 +189,37 @@ def test_memory_forgets_what_is_over() -> None:
     assert [item.pending.approval_id for item in store.listed("pending")] == ["open"]
 
 
+def test_memory_lets_go_of_what_no_call_meets() -> None:
+    """A no of a session that has ended is not looked up again; it is remembered, and does not fill the memory."""
+    store = MemoryApprovals()
+    for number in range(2 * MAX_CLOSED + 1):
+        name = f"s{number}"
+        store.add(replace(ASKED, approval_id=f"a{number}", session_id=name), 9)
+        store.answer(f"a{number}", Answer(False, "ann", "No."), 5)
+        store.session_ended(name)
+    assert store.find(name, "refund.create", "d1") is None
+    last = store.listed("rejected", name)
+    assert [(item.state, item.reason) for item in last] == [("rejected", "No.")]
+    assert len(store.listed()) <= MAX_CLOSED + 1
+
+
+def test_the_newest_of_one_call_is_found(store: ApprovalStore) -> None:
+    """And when it counts no more, the one before it."""
+    for name in ("a1", "a2", "a3"):
+        store.add(replace(ASKED, approval_id=name), 9)
+    for name in ("a3", "a2", "a1"):
+        found = store.find("s1", "refund.create", "d1")
+        assert found is not None
+        assert found.pending.approval_id == name
+        store.expire(name, "x")
+    assert store.find("s1", "refund.create", "d1") is None
+
+
 def _consume(path: str, won: Any) -> None:
     won.put(SqliteApprovals(path).consume("a1", 6))
 
 
+@pytest.mark.slow
 def test_one_of_many_processes_consumes(tmp_path: Path) -> None:
     """One file, four processes, one yes."""
     store = SqliteApprovals(tmp_path / "a.db")

@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
-from cra_middleware import ActionDenied, Answer, Atlas, Pending, Runtime, Session, SessionEnded, call_flow
+from cra_middleware import ActionDenied, Answer, Atlas, Pending, Runtime, Session, SessionEnded
 from cra_middleware._canonical import canonical, digest
-from cra_middleware.approval_store import MemoryApprovals
-from cra_middleware.approvals import Approval, ApprovalError
-from cra_middleware.approvers import ApprovalQueue, NoTerminalError, describe_pending
-from cra_middleware.desk import MAX_PENDING
+from cra_middleware.approvals.approval import Approval, ApprovalError
+from cra_middleware.approvals.approvers import ApprovalQueue, NoTerminalError, describe_pending
+from cra_middleware.approvals.store import MemoryApprovals
+from cra_middleware.calls import calls_under_way
+from cra_middleware.calls.desk import MAX_PENDING
 from cra_middleware.errors import ApprovalRejected, ApprovalRequired, AuditUnavailable, CallRefused, RateLimitExceeded
 from cra_middleware.policies import begin_epoch
 from cra_middleware.testing import FailingSink, FrozenClock
@@ -156,7 +157,7 @@ def test_a_restart_with_other_policies(tmp_path: Path) -> None:
 
 def test_an_agent_in_a_loop_is_not_heard_for_ever(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     """After so many refusals the session takes no more calls, and its chain says why."""
-    monkeypatch.setattr(call_flow, "MAX_REFUSALS", 3)
+    monkeypatch.setattr(calls_under_way, "MAX_REFUSALS", 3)
     for _ in range(3):
         with pytest.raises(ActionDenied):
             session.call("ticket.delete", lambda: None)
@@ -278,6 +279,18 @@ def test_a_question_ends_with_its_session(tmp_path: Path, durable: bool) -> None
         assert states == [("expired", "the session ended")] * 2 + [("pending", None)] * 2
         with pytest.raises(ApprovalError, match="is expired already: the session ended"):
             runtime.approvals.approve(names[1], by="ann")
+
+
+def test_a_no_is_let_go_of_with_its_session() -> None:
+    """It is listed, and no call is held up by it."""
+    store = MemoryApprovals()
+    atlas = Atlas.from_dict(manifest(policies=policies(ASK)))
+    with Runtime(atlas, approvals=store, approver=lambda pending: Answer(False, "ann", "No.")) as runtime:
+        with runtime.session("bot") as session, pytest.raises(ApprovalRejected):
+            session.call("refund.create", pay, 1)
+        (refused,) = runtime.approvals.list("rejected", session.id)
+        assert store.find(session.id, "refund.create", refused.pending.arguments_digest) is None
+        assert (refused.by, refused.reason) == ("ann", "No.")
 
 
 def test_redacted_arguments_are_not_kept(tmp_path: Path) -> None:
@@ -479,7 +492,7 @@ def test_a_question_in_words() -> None:
 def test_no_terminal() -> None:
     """Asking on a terminal that is not there is no answer."""
     program = (
-        "from cra_middleware.approvers import ask_on_terminal, NoTerminalError\n"
+        "from cra_middleware.approvals.approvers import ask_on_terminal, NoTerminalError\n"
         "try:\n    ask_on_terminal(None)\nexcept NoTerminalError:\n    print('none')\n"
     )
     done = subprocess.run(
@@ -522,6 +535,30 @@ def test_whether_a_call_would_wait(runtime: Runtime, session: Session) -> None:
     assert not session.would_wait(call)
     assert session.call("refund.create", pay, 5) == "paid"
     assert session.would_wait(call)
+
+
+@pytest.mark.parametrize("answer", ["approve", "reject"])
+@pytest.mark.parametrize("why", ["expired", "others are asked", "other policies"])
+def test_a_call_waits_where_an_answer_counts_no_more(why: str, answer: str, clock: FrozenClock, tmp_path: Path) -> None:
+    """As the call itself would; the old question stays as it is until then."""
+    asks = {**ASK, "parameters": {"expires_seconds": 60 if why == "expired" else 86_400}}
+    evening = {**ASK, "policy_id": "late", "conditions": {"time_window": {"start": "18:00"}}}
+    evening["parameters"] = {"approvers": ["finance"]}
+    never = {"policy_id": "no", "type": "deny", "actions": ["*.delete"]}
+    stores: dict[str, Any] = {"trace": tmp_path / "t", "approvals": tmp_path / "a.db", "clock": clock}
+    with Runtime(Atlas.from_dict(manifest(policies=policies(asks, evening))), **stores) as runtime:
+        session = runtime.session("bot", keep=True)
+        name = ask(session, 5)
+        getattr(runtime.approvals, answer)(name, by="ann")
+        assert not session.would_wait(session.freeze("refund.create", "pay", {"amount": 5, "note": None}))
+    clock.advance({"expired": 60, "others are asked": 6 * 3600}.get(why, 0))
+    added = [never] if why == "other policies" else []
+    with Runtime(Atlas.from_dict(manifest(policies=policies(asks, evening, *added))), **stores) as runtime:
+        session = runtime.resume(session.id)
+        assert session.would_wait(session.freeze("refund.create", "pay", {"amount": 5, "note": None}))
+        (left,) = runtime.approvals.list(None)
+        assert left.state == {"approve": "approved", "reject": "rejected"}[answer]
+        assert ask(session, 5) != name
 
 
 def test_a_call_does_not_wait_where_somebody_is_asked() -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 import cra_middleware
+from cra_middleware import errors
 
 ROOT = Path(cra_middleware.__file__).resolve().parents[1]
 CORE = ROOT / "cra_middleware"
@@ -18,20 +21,16 @@ ADAPTERS = ROOT / "adapters" / "cra_adapters"
 
 # Every floor may import the floors before it, and its own.
 FLOORS: list[set[str]] = [
-    {"errors", "_canonical", "_clock", "_fork", "_ids", "_sqlite_file", "_postgres", "seams", "signatures", "leaving"},
+    {"errors", "_canonical", "_clock", "_fork", "_ids", "_sqlite_file", "_postgres", "_silence", "leaving", "presence"},
+    {"seams", "signatures"},
     {"atlas"},  # atlas and trace do not know each other
     {"trace"},
     {"carp"},
     {"approvals", "observer", "policies", "sidecar"},
-    {"approval_store", "sqlite_approvals", "postgres_approvals", "kept_questions", "answering", "approvers"},
     {"interceptor", "open_call", "keys", "observing", "stores", "sinks", "sinks_by_name"},
-    {"attempt"},
-    {"desk", "keeping"},
-    {"setting"},
-    {"elsewhere", "call_flow", "admission", "standing"},
-    {"session"},
-    {"local_session"},
-    {"open_sessions", "opening", "telemetry", "spans"},
+    {"calls"},
+    {"sessions"},
+    {"telemetry", "spans", "metrics"},
     {"evidence", "verification"},
     {"runtime", "connecting", "client", "decorators"},
     {"run_sessions"},
@@ -41,6 +40,39 @@ FLOORS: list[set[str]] = [
     {"coding_agents", "mcp_proxy", "server"},
     {"cli"},
 ]
+INNER: dict[str, list[set[str]]] = {
+    "approvals": [
+        {"approval"},
+        {"store", "kept_questions", "answering", "approvers"},
+        {"sqlite_store", "postgres_store"},
+    ],
+    "calls": [
+        {"refusals", "running", "under_way", "places"},
+        {"attempt"},
+        {"desk", "keeping"},
+        {"setting"},
+        {"outcomes", "deciding", "elsewhere"},
+        {"calls_under_way"},
+        {"call_flow"},
+    ],
+    "sessions": [
+        {"life"},
+        {"session"},
+        {"admission", "standing"},
+        {"sealing"},
+        {"local_session"},
+        {"open_sessions", "opening"},
+        {"runtime_sessions"},
+    ],
+    "trace": [
+        {"event", "payloads", "patterns", "strict_json", "commitments", "calls", "wakeup", "witness", "tree", "sink"},
+        {"profiles", "query", "redact", "diff", "entry", "note", "let_run", "report", "unsure"},
+        {"chain", "proof", "shared", "storage"},
+        {"parts", "pruned", "recovery", "writer", "ledger", "buffered_log", "tee_copy"},
+        {"sinks", "buffered", "tee", "coverage"},
+    ],
+}
+"""The same inside a folder."""
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 SEAMS = {"cra_middleware.testing", "cra_middleware.enforcement", "cra_middleware.dispatch"}  # beside the public names
 FORBIDDEN = {"atlas": {"trace"}, "trace": {"atlas"}, "cli": set()}
@@ -48,15 +80,21 @@ VAGUE = {"utils", "util", "helpers", "helper", "common", "base", "manager", "mis
 FILES = sorted(CORE.rglob("*.py")) + sorted(ADAPTERS.rglob("*.py"))
 
 
-def imports(file: Path) -> set[str]:
+@cache
+def parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
+@cache
+def imports(file: Path) -> frozenset[str]:
     """Every module a file imports, wherever in it."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    found = set[str]()
+    for node in ast.walk(parsed(file)):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module)
-    return found
+    return frozenset(found)
 
 
 def room(file: Path) -> str:
@@ -79,10 +117,24 @@ def test_imports_only_point_down(file: Path) -> None:
         assert there not in FORBIDDEN.get(here, set()), f"{here} imports {module}"
 
 
+@pytest.mark.parametrize("folder", sorted(INNER))
+def test_imports_only_point_down_inside(folder: str) -> None:
+    """The same holds between the files of a folder, and every file of it has its floor."""
+    level = {name: number for number, names in enumerate(INNER[folder]) for name in names}
+    files = [file for file in (CORE / folder).rglob("*.py") if file != CORE / folder / "__init__.py"]
+    assert {file.relative_to(CORE / folder).parts[0].removesuffix(".py") for file in files} == set(level)
+    for file in files:
+        here = file.relative_to(CORE / folder).parts[0].removesuffix(".py")
+        for module in imports(file):
+            if module.startswith(f"cra_middleware.{folder}."):
+                there = module.split(".")[2]
+                assert level[there] <= level[here], f"{folder}/{here} imports {module}"
+
+
 def test_the_core_knows_no_framework() -> None:
     """No agent framework, no OpenTelemetry SDK at import time, and no adapter in the core."""
     for file in CORE.rglob("*.py"):
-        tree = ast.parse(file.read_text())
+        tree = parsed(file)
         top = {
             name
             for node in tree.body
@@ -112,7 +164,7 @@ def test_files_stay_small_and_named(file: Path) -> None:
     assert text.count("\n") <= 400
     assert file.stem not in VAGUE
     if text.strip():
-        assert ast.get_docstring(ast.parse(text)), "every module says what it is for"
+        assert ast.get_docstring(parsed(file)), "every module says what it is for"
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
@@ -147,3 +199,29 @@ def test_importing_has_no_side_effects() -> None:
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[] [] ProxyTracerProvider"
     assert done.stderr == ""
+
+
+def drawn(text: str) -> set[tuple[str, str]]:
+    """The edges of a drawn tree: a class, and the one that it is below."""
+    found, above = set[tuple[str, str]](), list[str]()
+    for line in text.splitlines():
+        if match := re.match(r"    ((?:[│ ] {3})*)(?:[├└]── )?([A-Z]\w+)(?: {2,}|$)", line):
+            depth = 0 if match[2] == "CRAError" else len(match[1]) // 4 + 1
+            above[depth:] = [match[2]]
+            found.update({(match[2], above[-2])} if depth else ())
+    return found
+
+
+def test_every_error_of_the_package_is_in_the_tree() -> None:
+    """``except CRAError`` catches what errors.py draws, which is all that there is."""
+    below: dict[str, list[str]] = {}
+    for file in FILES:
+        for node in ast.walk(parsed(file)):
+            if isinstance(node, ast.ClassDef):
+                for base in node.bases:
+                    below.setdefault(ast.unparse(base), []).append(node.name)
+    there, at = set[tuple[str, str]](), ["CRAError"]
+    for above in at:
+        there |= {(name, above) for name in below.get(above, ())}
+        at += below.get(above, ())
+    assert drawn(errors.__doc__ or "") == there

@@ -7,18 +7,20 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cra_middleware import (
+    ActionDenied,
     Answer,
     Atlas,
     AuditUnavailable,
     CallRefused,
     NoActiveSession,
+    Pending,
     Runtime,
     SessionEnded,
     governed,
@@ -28,6 +30,7 @@ from cra_middleware.enforcement import EnforcementPoint, govern_function, requir
 from cra_middleware.testing import FailingSink, MemorySink
 from tests.conftest import manifest, policies
 
+ASKS = {"policy_id": "ask", "type": "require_approval"}
 ROOT = Path(__file__).resolve().parents[1]
 MAP = {"any": {"tools": {"lookup": "ticket.get", "remove": "ticket.delete", "pay": "refund.create"}}}
 
@@ -179,6 +182,51 @@ def test_defaults_and_injected_parameters(point: EnforcementPoint) -> None:
     assert dict(call.call.arguments) == {"ticket_id": "T", "note": "none"}
 
 
+@pytest.mark.parametrize("change", [{"amount": 500}, {"to": {"name": "eve"}}, {"note": "more"}])
+@pytest.mark.parametrize("way", ["run", "arun", "begin", "abegin"])
+def test_what_a_caller_holds_and_changes_does_not_run(way: str, change: dict[str, Any]) -> None:
+    """The mapping that a call was made of changes while a person is asked: whoever runs the body with it is refused."""
+    given: dict[str, Any] = {"amount": 5, "ctx": None} if "amount" in change else {"amount": 5, "to": {"name": "ann"}}
+    ran: list[Any] = []
+
+    def approver(pending: Pending) -> bool:
+        given.update(change)
+        return True
+
+    def body() -> None:
+        ran.append(given)
+
+    async def abody() -> None:
+        body()
+
+    made = Atlas.from_dict(manifest(adapters=MAP, policies=policies({**ASKS, "actions": ["refund.*"]})))
+    with Runtime(made, approver=approver) as runtime:
+        call = EnforcementPoint(runtime, "made_up").tool("pay", without={"ctx"}).call(given)
+        ways: dict[str, Callable[[], object]] = {
+            "run": lambda: call.run(body),
+            "arun": lambda: asyncio.run(call.arun(abody)),
+            "begin": call.begin,
+            "abegin": lambda: asyncio.run(call.abegin()),
+        }
+        with pytest.raises(ActionDenied) as refusal:
+            ways[way]()
+    assert (refusal.value.code, ran) == ("arguments_changed", [])
+
+
+def test_what_a_framework_fills_in_later_is_no_change() -> None:
+    """A parameter that is no argument may be given to the mapping while a person is asked."""
+    given: dict[str, Any] = {"amount": 5}
+
+    def approver(pending: Pending) -> bool:
+        given.update(ctx=object())
+        return True
+
+    made = Atlas.from_dict(manifest(adapters=MAP, policies=policies({**ASKS, "actions": ["refund.*"]})))
+    with Runtime(made, approver=approver) as runtime:
+        call = EnforcementPoint(runtime, "made_up").tool("pay", without={"ctx"}).call(given)
+        assert call.run(lambda: "paid") == "paid"
+
+
 def test_govern_function_keeps_its_kind(point: EnforcementPoint) -> None:
     """Signature and hints stay; refusals are what the framework wants; wrong arguments are recorded."""
 
@@ -238,7 +286,7 @@ class Suspending:
 
 
 def asking(tmp_path: Path) -> Runtime:
-    rules = policies({"policy_id": "ask", "type": "require_approval", "actions": ["refund.*"]})
+    rules = policies({**ASKS, "actions": ["refund.*"]})
     return Runtime(
         Atlas.from_dict(manifest(policies=rules, adapters=MAP)),
         trace=tmp_path / "traces",
@@ -278,10 +326,23 @@ def test_an_answer_by_the_frameworks_own_means(tmp_path: Path) -> None:
         for name in ("c1", "c2"):
             with pytest.raises(Stop):
                 point.tool("pay").call({"amount": name}, call_id=name, run="r", approver=Suspending()).run(lambda: 1)
-        point.answer("c1", approved=False, by="the desk", reason="No.")
-        point.answer("c9", approved=True, by="nobody")
+        session = point.session(run="r")
+        point.withdraw(session, "c1", by="the desk", reason="No.")
+        point.withdraw(session, "c9", by="nobody")
         states = {item.pending.tool_call_id: item.state for item in runtime.approvals.list(None)}
         assert states == {"c1": "rejected", "c2": "pending"}
+
+
+def test_a_no_in_one_run_leaves_the_calls_of_another(tmp_path: Path) -> None:
+    """Some providers number the calls of every run anew."""
+    with asking(tmp_path) as runtime:
+        point = EnforcementPoint(runtime, "made_up")
+        for run in ("a", "b"):
+            with pytest.raises(Stop):
+                point.tool("pay").call({"run": run}, call_id="call_0", run=run, approver=Suspending()).run(lambda: 1)
+        point.withdraw(point.session(run="a"), "call_0", by="run a")
+        states = {item.pending.arguments["run"]: item.state for item in runtime.approvals.list(None)}
+        assert states == {"a": "rejected", "b": "pending"}
 
 
 def test_require() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cra_middleware import Atlas, Runtime
-from cra_middleware.approvals import ApprovalError
+from cra_middleware.approvals.approval import ApprovalError
 from cra_middleware.carp.resolver import Resolver
 from cra_middleware.errors import ApprovalRequired, CallRefused
 from cra_middleware.policy_tests import read_cases, run_cases

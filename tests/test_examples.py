@@ -59,6 +59,7 @@ def test_approvals_example(folder: Path) -> None:
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["waits:", "250.00", "250.00", "251.00", "INTACT,"]
 
 
+@pytest.mark.slow
 def test_observe_example(folder: Path) -> None:
     """What was seen is proposed, and what the edited Atlas would have denied is said."""
     done = run(folder, "examples/03_observe.py")
@@ -95,6 +96,7 @@ def test_quickstart(folder: Path, flag: str | None, refunded: str) -> None:
     assert any(event["payload"]["action_id"] == "refund.create" for event in waits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("answer", "refunded"), [("y", "250.00"), ("n", "0.00"), ("", "0.00")])
 def test_quickstart_asks_on_a_terminal(folder: Path, answer: str, refunded: str) -> None:
     """On a terminal the person there is asked, and only y is a yes."""
@@ -112,7 +114,8 @@ def test_quickstart_asks_on_a_terminal(folder: Path, answer: str, refunded: str)
 
 
 PAGES = README + (ROOT / "docs" / "approvals.md").read_text()
-PYTHON = re.findall(r"```python\n(.*?)```", PAGES, re.DOTALL)
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGES, re.DOTALL)
+PYTHON = [block for block in BLOCKS if "Runtime.connect" not in block]  # tests/client/test_frameworks.py has a server
 SHELL = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line]
 RULES = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
 
@@ -133,6 +136,7 @@ def test_readme_python(folder: Path, number: int) -> None:
         assert comment in done.stdout
 
 
+@pytest.mark.slow
 def test_readme_shell(folder: Path) -> None:
     """The two set-up commands stand there as CI runs them; every other command works."""
     setups = [line for line in SHELL if line.startswith("pip install")]

@@ -22,7 +22,7 @@ from cra_middleware import (
     governed,
 )
 from cra_middleware.errors import InvalidParameters
-from cra_middleware.session import Session
+from cra_middleware.sessions.session import Session
 from tests.conftest import manifest, policies
 
 RAN: list[Any] = []

@@ -9,6 +9,7 @@ import pytest
 
 from cra_middleware import ActionDenied, Atlas, Runtime, SessionEnded, verify
 from cra_middleware.testing import FrozenClock
+from cra_middleware.trace.let_run import Told
 from cra_middleware.trace.sinks.jsonl import JsonlSink
 from tests.conftest import NOON, manifest, policies
 
@@ -42,16 +43,16 @@ def test_one_call_in_three_processes(tmp_path: Path, clock: FrozenClock) -> None
         session = second.resume(name, keep=True)
         (found,) = session.untold
         assert found == let
-        session.tell(found, "agent-x")
+        session.tell(found, Told("agent-x"))
         assert session.untold == ()
         with pytest.raises(ValueError, match="waits for its outcome"):
-            session.tell(found, "agent-x")
+            session.tell(found, Told("agent-x"))
     with open_runtime(tmp_path, clock) as third:
         session = third.resume(name)
         assert session.untold == ()
         session.end()
         with pytest.raises(SessionEnded):
-            session.tell(let, "agent-x")
+            session.tell(let, Told("agent-x"))
     asked, approved, executed = [e for e in _events(tmp_path, name) if e.event_type.startswith("action.")]
     assert {asked.span_id, approved.span_id, executed.span_id} == {let.span_id}
     assert executed.payload["reported_by"] == "agent-x"
@@ -64,7 +65,9 @@ def test_a_failure_is_told(tmp_path: Path, clock: FrozenClock) -> None:
     """With a code and a sentence."""
     with open_runtime(tmp_path, clock) as runtime:
         session = runtime.session(keep=True)
-        session.tell(session.let_run(session.freeze("ticket.get", "tool", {})), "x", ("ToolFailed", "it failed"), 7)
+        session.tell(
+            session.let_run(session.freeze("ticket.get", "tool", {})), Told("x", ("ToolFailed", "it failed"), 7)
+        )
         failed = session.events[-1]
     assert failed.event_type == "action.failed"
     assert (failed.payload["error_code"], failed.payload["duration_ms"]) == ("ToolFailed", 7)

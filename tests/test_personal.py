@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 
 from cra_middleware import Atlas, AuditUnavailable, CallRefused, Runtime, SinkError, verify
 from cra_middleware._canonical import canonical
-from cra_middleware.approvals import Pending
+from cra_middleware.approvals.approval import Pending
+from cra_middleware.approvals.sqlite_store import SqliteApprovals
+from cra_middleware.calls.attempt import Attempt
 from cra_middleware.carp.resolver import Resolver
 from cra_middleware.errors import CRAError, InvalidParameters
 from cra_middleware.replay import replay
 from cra_middleware.sidecar import Sidecar, SidecarError, WithheldError
-from cra_middleware.sqlite_approvals import SqliteApprovals
 from tests.conftest import manifest, policies
 
 EMAIL = "ann@example.org"
@@ -265,6 +266,23 @@ def test_a_value_that_cannot_be_kept_refuses_its_call(tmp_path: Path) -> None:
         assert not session.is_busy
         with pytest.raises(SinkError):
             runtime.session(context={"email": EMAIL})
+
+
+def test_an_interrupt_while_a_value_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call is over, nothing of it is in the trace, and the session ends."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with full(tmp_path) as runtime:
+        session = runtime.session()
+        before = len(session.events)
+        monkeypatch.setattr(Attempt, "_keep", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            session.call("ticket.get", lambda email: None, EMAIL)
+        assert (session.is_busy, len(session.events)) == (False, before)
+        session.end()
+        assert session.verify().sealed
 
 
 def test_a_result_that_cannot_be_kept(tmp_path: Path) -> None:

@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from cra_middleware import ApprovalRequired, Atlas, CallRefused, Runtime
-from cra_middleware.approvals import Answer, ApprovalError
-from cra_middleware.postgres_approvals import PostgresApprovals
+from cra_middleware.approvals.approval import Answer, ApprovalError
+from cra_middleware.approvals.postgres_store import PostgresApprovals
 from tests.conftest import manifest, policies
 from tests.cutting_proxy import CuttingProxy
 from tests.test_approval_store import ASKED
@@ -148,6 +149,7 @@ def _race(conninfo: str, names: list[str], begin: Any, won: Any) -> None:
     won.put(got)
 
 
+@pytest.mark.slow
 def test_four_processes_of_eight_threads(conninfo: str, store: PostgresApprovals) -> None:
     """Forty yeses, 32 that want each of them: every one is used once."""
     names = [f"a{number:02}" for number in range(40)]
@@ -189,8 +191,8 @@ def test_who_is_killed_holds_nothing(conninfo: str, store: PostgresApprovals) ->
     """In the middle of an answer: the question is as it was, and the next answer counts."""
     store.add(ASKED, 9)
     program = (
-        "import os, signal, sys; from cra_middleware import postgres_approvals as p\n"
-        "from cra_middleware.approvals import Answer\n"
+        "import os, signal, sys; from cra_middleware.approvals import postgres_store as p\n"
+        "from cra_middleware.approvals.approval import Answer\n"
         "store = p.PostgresApprovals(sys.argv[1])\n"
         "p._update = lambda *given: os.kill(os.getpid(), signal.SIGKILL)\n"
         "store.answer('a1', Answer(True, 'ann'), 5)\n"
@@ -235,6 +237,30 @@ def test_versions(conninfo: str, store: PostgresApprovals) -> None:
             store.get("a1")
     for one in made:
         one.close()
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_database_that_cannot_hold_every_letter(conninfo: str, encoding: str) -> None:
+    """It is refused when it is opened, with what it would have to be."""
+    name = f"cra_{uuid4().hex}"
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0")
+        try:
+            with pytest.raises(ApprovalError, match=f"its encoding is {encoding}, and has to be UTF8"):
+                PostgresApprovals(psycopg.conninfo.make_conninfo(conninfo, dbname=name, options=""))
+        finally:
+            connection.execute(f"DROP DATABASE {name}")
+
+
+def test_an_encoding_of_the_environment_counts_for_nothing(conninfo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read back is what was written, in every letter."""
+    monkeypatch.setenv("PGCLIENTENCODING", "SQL_ASCII")  # psycopg would give bytes for texts
+    asked = replace(ASKED, reason="Zu teuer → 漢字")
+    with closing(PostgresApprovals(conninfo)) as store:
+        assert store.add(asked, 9)
+        found = store.get("a1")
+    assert found is not None
+    assert found.pending == asked
 
 
 def test_a_server_that_is_away(conninfo: str) -> None:

@@ -47,12 +47,14 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=clean, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_cases_and_fixtures(project: Path) -> None:
     """A plain ``pytest`` runs the user's tests and the Atlas's eighteen cases."""
     done = run(project)
     assert "19 passed" in done.stdout, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_case_that_differs_fails(project: Path) -> None:
     """With what was expected and what was decided, and no stack."""
     folder = project / "atlas"
@@ -66,6 +68,7 @@ def test_a_case_that_differs_fails(project: Path) -> None:
     assert "more.yaml#/0" in run(project).stdout
 
 
+@pytest.mark.slow
 def test_a_misspelt_path_is_an_error(project: Path) -> None:
     """A run without a case must not look like one in which all passed, also when one file is named."""
     (project / "pytest.ini").write_text("[pytest]\ncra_atlas = atlases/suport\n")
@@ -74,6 +77,7 @@ def test_a_misspelt_path_is_an_error(project: Path) -> None:
         assert (done.returncode, "there is no Atlas in" in done.stderr) == (4, True), done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_an_atlas_without_tests_is_told(project: Path) -> None:
     """Its fixtures work, and a warning is seen; a manifest may be named instead of its folder."""
     folder = project / "atlas"
@@ -86,11 +90,13 @@ def test_an_atlas_without_tests_is_told(project: Path) -> None:
     assert ("1 passed" in done.stdout, "the Atlas has no tests" in done.stdout) == (True, True), done.stdout
 
 
+@pytest.mark.slow
 def test_named_files_only(project: Path) -> None:
     """Whoever names a file gets that file."""
     assert "1 passed" in run(project, "checks/test_user.py").stdout
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_without_need(tmp_path: Path) -> None:
     """In a project that names no Atlas, pytest loads the plugin and nothing of the package."""
     (tmp_path / "test_x.py").write_text(

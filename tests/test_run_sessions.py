@@ -49,6 +49,24 @@ def test_stopped_below(tmp_path: Path, restarted: bool) -> None:
     runtime.close()
 
 
+def test_stopped_below_and_called_again_first(tmp_path: Path) -> None:
+    """Of a run that goes on in another process, the stopped call of the agent below may be the first that comes."""
+    with started(tmp_path) as runtime:
+        point = EnforcementPoint(runtime, "any")
+        outer = call(point, "ticket.get", "worker", "run", "c1")
+        outer.run(lambda: None)
+        with pytest.raises(ApprovalRequired):
+            call(point, "refund.create", "helper", "run", "c2").run(lambda: None)
+    with started(tmp_path) as runtime:
+        (waiting,) = runtime.approvals.list()
+        runtime.approvals.approve(waiting.pending.approval_id, by="ann")
+        point = EnforcementPoint(runtime, "any")
+        again = call(point, "refund.create", "helper", "run", "c2")
+        assert again.session.id == waiting.pending.session_id
+        assert again.run(lambda: "paid") == "paid"
+        assert call(point, "ticket.get", "worker", "run", "c3").session.id == outer.session.id
+
+
 @pytest.mark.parametrize("restarted", [False, True])
 @pytest.mark.parametrize("run", ["ann's", None])
 def test_calls_that_are_numbered_alike(tmp_path: Path, restarted: bool, run: str | None) -> None:

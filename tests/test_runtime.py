@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,17 @@ from cra_middleware import (
     ChainBroken,
     Pending,
     Runtime,
+    SessionEnded,
     SinkError,
     current_session,
     verify,
 )
-from cra_middleware.errors import CallRefused, RateLimitExceeded
+from cra_middleware._ids import new_id
+from cra_middleware.errors import BudgetExceeded, CallRefused, RateLimitExceeded
+from cra_middleware.sessions import runtime_sessions
+from cra_middleware.sessions.local_session import LocalSession
+from cra_middleware.sessions.open_sessions import OpenSessions
+from cra_middleware.sessions.opening import Opener
 from cra_middleware.testing import FailingSink, FrozenClock
 from tests.conftest import manifest, policies
 
@@ -234,6 +241,28 @@ def test_arguments_changed_while_a_person_thinks() -> None:
     assert (refusal.value.code, RAN) == ("arguments_changed", [])
 
 
+def test_an_approver_looks_at_a_copy() -> None:
+    """What an approver does to the arguments it is shown changes nothing about the decision that follows its yes."""
+
+    def approver(pending: Pending) -> bool:
+        pending.arguments["order"]["amount"] = 1  # type: ignore[index]
+        return True
+
+    budget = {
+        "policy_id": "much",
+        "type": "budget",
+        "actions": ["refund.*"],
+        "parameters": {"max_cost": 1000, "cost_function": "amount", "window_seconds": 60},
+    }
+    costs = {"amount": lambda arguments: arguments["order"]["amount"]}
+    made = Atlas.from_dict(manifest(policies=[*ASK, budget]))
+    with Runtime(made, approver=approver, costs=costs) as runtime, runtime.session() as session:
+        session.call("refund.create", lambda order: tool(order=order), {"amount": 700})
+        with pytest.raises(BudgetExceeded):
+            session.call("refund.create", lambda order: tool(order=order), {"amount": 700})
+    assert len(RAN) == 1
+
+
 def test_an_opaque_argument_is_never_approved() -> None:
     """Nobody can approve what cannot be written down."""
     with Runtime(Atlas.from_dict(manifest(policies=ASK)), approver=lambda pending: True) as runtime:
@@ -352,6 +381,98 @@ def test_nested_sessions() -> None:
         assert runtime.session().events[0].payload["metadata"].get("parent_session_id") is None  # type: ignore[attr-defined]
 
 
+def in_another_thread(work: Callable[[], object]) -> None:
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+
+def started_during(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> list[Any]:
+    """Another thread does ``work`` when the next session has written its first events; the sessions that began."""
+    begun: list[Any] = []
+    start = Opener.start
+
+    def slow(*arguments: Any) -> Any:
+        begun.append(start(*arguments))
+        in_another_thread(work)
+        return begun[-1]
+
+    monkeypatch.setattr(Opener, "start", slow)
+    return begun
+
+
+@pytest.mark.parametrize("how", ["end", "detach"])
+def test_a_session_that_begins_while_the_one_above_it_closes(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is ended with it, and whoever wanted it is told; nothing is governed by one that nobody ends."""
+    with Runtime(Atlas.from_dict(manifest())) as runtime:
+        parent = runtime.session()
+        begun = started_during(monkeypatch, getattr(parent, how))
+        with pytest.raises(SessionEnded, match="nothing begins below it"):
+            runtime.session(parent=parent)
+        monkeypatch.undo()
+        (late,) = begun
+        assert late.verify().sealed
+        assert late.events[-1].payload["reason"] == "cancelled"
+        with pytest.raises(SessionEnded):
+            late.call("ticket.get", tool)
+        assert RAN == []
+
+
+@pytest.mark.parametrize("how", ["end", "detach"])
+def test_a_session_that_begins_while_others_below_close(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Runtime(Atlas.from_dict(manifest())) as runtime:
+        parent = runtime.session()
+        first = runtime.session(parent=parent)
+        close, begun = getattr(first, how), []
+
+        def slow(*arguments: Any) -> None:
+            begun.append(runtime.session(parent=parent))
+            close(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(first, how, slow)
+            in_another_thread(getattr(parent, how))
+        assert [session.is_open for session in (parent, first, *begun)] == [False] * 3
+
+
+@pytest.mark.parametrize("how", ["close", "detach"])
+@pytest.mark.parametrize("by", ["session", "resolve"])
+def test_a_session_that_begins_while_the_runtime_closes(
+    how: str, by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing stays open behind a runtime that is closed; one that is resumed then goes on elsewhere."""
+    runtime = Runtime(Atlas.from_dict(manifest()), trace=tmp_path)
+    begun = started_during(monkeypatch, getattr(runtime, how))
+    asked = {
+        "request_id": new_id(),
+        "requester": {"agent_id": "bot", "session_id": new_id()},
+        "task": {"goal": "Help"},
+    }
+    with pytest.raises(SinkError, match="closed"):
+        runtime.session() if by == "session" else runtime.resolve(asked)
+    assert (begun[0].is_open, runtime.find(begun[0].id)) == (False, None)
+
+
+def test_a_session_that_goes_on_while_the_runtime_closes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is let go of, and goes on elsewhere."""
+    with Runtime(Atlas.from_dict(manifest()), trace=tmp_path) as first:
+        kept = first.session(keep=True).id
+    runtime = Runtime(Atlas.from_dict(manifest()), trace=tmp_path)
+    resume = Opener.resume
+
+    def slow(*arguments: Any) -> Any:
+        session = resume(*arguments)
+        in_another_thread(runtime.close)
+        return session
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Opener, "resume", slow)
+        with pytest.raises(SinkError, match="closed"):
+            runtime.resume(kept)
+    with Runtime(Atlas.from_dict(manifest()), trace=tmp_path) as other:
+        assert other.resume(kept).is_open
+
+
 def test_how_a_session_ends() -> None:
     """completed, error with the class only, cancelled; and the current session is put back."""
     with Runtime(Atlas.from_dict(manifest())) as runtime:
@@ -391,6 +512,17 @@ def test_close_ends_and_keeps(tmp_path: Path) -> None:
         runtime.resume(kept.id)
 
 
+@pytest.mark.parametrize("wrong", [{"goal": ""}, {"goal": "x" * 10_001}, {"session_id": "x"}, {"risk_tier": "none"}])
+def test_arguments_that_no_session_can_have(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    """They are refused before anything is kept."""
+    with (
+        Runtime(Atlas.from_dict(manifest()), trace=tmp_path) as runtime,
+        pytest.raises(ValueError, match=r"goal|id|risk"),
+    ):
+        runtime.session(**wrong)
+    assert not list(tmp_path.glob("*.jsonl"))
+
+
 def test_many_kept_sessions_do_not_stay_open(tmp_path: Path) -> None:
     """Kept sessions beyond the bound are detached, and go on when they are asked for."""
     with Runtime(Atlas.from_dict(manifest()), trace=tmp_path) as runtime:
@@ -398,6 +530,21 @@ def test_many_kept_sessions_do_not_stay_open(tmp_path: Path) -> None:
         assert sum(session.is_open for session in sessions) <= 257
         first = runtime.resume(sessions[0].id, keep=True)
         assert first.call("ticket.get", tool) == "ran"
+
+
+def test_the_kept_session_unused_longest_is_detached(clock: FrozenClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the one that was opened first: that may be the one in use."""
+    monkeypatch.setattr(runtime_sessions, "MAX_OPEN_KEPT", 3)
+    with Runtime(Atlas.from_dict(manifest()), clock=clock) as runtime:
+        first, second, third = (runtime.session(keep=True) for _ in range(3))
+        clock.advance(1)
+        first.call("ticket.get", tool)
+        clock.advance(1)
+        second.resolve()
+        runtime.session(keep=True)
+        assert [session.is_open for session in (first, second, third)] == [True, True, False]
+        runtime.session(keep=True)
+        assert [session.is_open for session in (first, second)] == [False, True]
 
 
 def test_resolve_in_an_open_session(tmp_path: Path) -> None:
@@ -634,6 +781,57 @@ def test_an_end_that_cannot_be_written_lets_go(tmp_path: Path) -> None:
             assert again.call("ticket.get", tool) == "ran"
             again.end()
             assert again.verify().sealed
+
+
+@pytest.mark.parametrize("where", ["_calls", "_log"])
+@pytest.mark.parametrize("by", ["end", "detach", "runtime"])
+def test_an_end_that_is_interrupted_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, by: str
+) -> None:
+    """By whoever closes it again, whatever they would do themselves."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with Runtime(Atlas.from_dict(manifest()), trace=tmp_path) as runtime:
+        session = runtime.session()
+        parent = runtime.session()
+        child = runtime.session(parent=parent)
+        for one in (session, child):
+            with monkeypatch.context() as patched:
+                patched.setattr(getattr(one, where), "close", interrupted)
+                with pytest.raises(KeyboardInterrupt):
+                    (session if one is session else parent).end()
+        {"end": session.end, "detach": session.detach, "runtime": runtime.close}[by]()
+        parent.end()
+        child.end()
+    assert all(one.verify().sealed and one.is_closed for one in (session, parent, child))
+    with Runtime(Atlas.from_dict(manifest()), trace=tmp_path) as other:
+        for one in (session, parent, child):
+            with pytest.raises(ChainBroken, match="was ended"):
+                other.resume(one.id)
+
+
+def test_an_interrupt_before_a_session_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody could end it: one that is new has ended, and another is let go of."""
+
+    def interrupted(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    with Runtime(Atlas.from_dict(manifest()), trace=tmp_path) as runtime:
+        parent, earlier = runtime.session(), runtime.session()
+        earlier.detach()
+        name = new_id()
+        with monkeypatch.context() as patched:
+            patched.setattr(LocalSession, "adopt", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                runtime.session(parent=parent, session_id=name)
+        assert str(verify(tmp_path / f"{name}.trace.jsonl").sessions[0]) == "INTACT, SEALED"
+        with monkeypatch.context() as patched:
+            patched.setattr(OpenSessions, "_know", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                runtime.resume(earlier.id)
+        assert runtime.resume(earlier.id).call("ticket.get", tool) == "ran"
 
 
 def test_a_closed_runtime_opens_no_more_sessions(tmp_path: Path) -> None:

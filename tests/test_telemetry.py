@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,55 +13,15 @@ pytest.importorskip("opentelemetry.sdk", reason="the telemetry tests need the ot
 
 from opentelemetry import trace as otel
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from cra_middleware import ActionDenied, ApprovalRequired, Atlas, Runtime, governed
 from tests.conftest import manifest, policies
+from tests.otlp import Collector, attributes, collector
 
-
-class Collector:
-    """An OTLP/HTTP receiver in this process."""
-
-    def __init__(self) -> None:
-        self.spans: list[Any] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                if self.headers.get("content-encoding") == "gzip":
-                    body = gzip.decompress(body)
-                request = ExportTraceServiceRequest.FromString(body)
-                for resource in request.resource_spans:
-                    for scope in resource.scope_spans:
-                        outer.spans += [(scope.scope, span) for span in scope.spans]
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, *args: object) -> None:
-                return None
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    def named(self, prefix: str) -> list[Any]:
-        return [span for _, span in self.spans if span.name.startswith(prefix)]
-
-
-@pytest.fixture
-def collector() -> Iterator[Collector]:
-    receiver = Collector()
-    yield receiver
-    receiver.close()
+__all__ = ["collector"]
 
 
 @pytest.fixture
@@ -73,10 +30,6 @@ def provider(collector: Collector) -> Iterator[TracerProvider]:
     made.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(endpoint=f"{collector.url}/v1/traces")))
     yield made
     made.shutdown()
-
-
-def attributes(item: Any) -> dict[str, Any]:
-    return {pair.key: getattr(pair.value, pair.value.WhichOneof("value")) for pair in item.attributes}
 
 
 ATLAS = manifest(
@@ -223,6 +176,29 @@ def test_a_broken_tracer_costs_no_call() -> None:
     with Runtime(Atlas.from_dict(ATLAS), tracer_provider=broken) as runtime, runtime.session() as session:
         assert session.call("ticket.get", lookup, "T") == "T"
         assert session.verify().intact
+
+
+class Closed:
+    """A provider that gives no tracer at all."""
+
+    def get_tracer(self, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("no tracers today")
+
+
+def test_a_provider_that_fails_costs_no_call() -> None:
+    """Nor is it asked again for every call."""
+    closed: Any = Closed()
+    with Runtime(Atlas.from_dict(ATLAS), tracer_provider=closed) as runtime, runtime.session() as session:
+        assert session.call("ticket.get", lookup, "T") == "T"
+        assert session.verify().intact
+
+
+def test_an_environment_that_names_no_provider_costs_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever stands in the variables that OpenTelemetry looks at."""
+    monkeypatch.setenv("OTEL_PYTHON_TRACER_PROVIDER", "nobody")
+    monkeypatch.setenv("OTEL_PYTHON_METER_PROVIDER", "nobody")
+    with Runtime(Atlas.from_dict(ATLAS)) as runtime, runtime.session() as session:
+        assert session.call("ticket.get", lookup, "T") == "T"
 
 
 def test_a_collector_that_is_down_costs_no_call(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -201,6 +201,7 @@ class _Gate:
 
     async def decide(self, tool: GovernedTool, call_next: Any, event: ToolCallEvent, context: Any) -> Any:
         """Decide a call of a tool that does not decide by itself; what it returns as an error is a failure."""
+        event = copy.deepcopy(event)  # neighbours hold the call's own
 
         async def run() -> Any:
             result = await call_next(event, context)

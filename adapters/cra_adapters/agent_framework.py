@@ -139,10 +139,9 @@ class CRAMiddleware(AgentMiddleware):
         run = _Run(self._point, self._runtime, context.agent.name, pauses, self._hide_denied, self._inject_context)
         answers = _answers(context)
         if answers:
-            self._point.session(run=run.id, agent=run.agent, resumed=answers.keys())
-        for call_id, approved in answers.items():
-            if not approved:
-                self._point.answer(call_id, approved=False, by=BY)
+            session = self._point.session(run=run.id, agent=run.agent, resumed=answers.keys())
+            for call_id in (name for name, approved in answers.items() if not approved):
+                self._point.withdraw(session, call_id, by=BY)
         given = context.client_kwargs.get("middleware") or []
         several = list(given) if isinstance(given, (list, tuple)) else [given]
         context.client_kwargs["middleware"] = [*several, _FunctionGate(run), _ChatGate(run)]

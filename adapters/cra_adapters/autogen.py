@@ -206,7 +206,8 @@ class _GovernedTool(BaseTool[Any, Any]):
         return self.tool.schema
 
     async def run(self, args: Any, cancellation_token: CancellationToken) -> Any:
-        return await self._call(args).arun(lambda: self.tool.run(args, cancellation_token))
+        own = copy.deepcopy(args)  # the caller may hold them
+        return await self._call(own).arun(lambda: self.tool.run(own, cancellation_token))
 
     async def run_json(
         self, args: Mapping[str, Any], cancellation_token: CancellationToken, call_id: str | None = None
@@ -260,7 +261,8 @@ class _GovernedStreamTool(_GovernedTool, BaseStreamTool[Any, Any, Any]):
     tool: BaseStreamTool[Any, Any, Any]
 
     async def run_stream(self, args: Any, cancellation_token: CancellationToken) -> AsyncGenerator[Any, None]:
-        async for item in _streamed(self._call(args), lambda: self.tool.run_stream(args, cancellation_token)):
+        own = copy.deepcopy(args)  # as in run
+        async for item in _streamed(self._call(own), lambda: self.tool.run_stream(own, cancellation_token)):
             yield item
 
     async def run_json_stream(

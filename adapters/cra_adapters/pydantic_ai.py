@@ -105,7 +105,8 @@ class CRACapability(AbstractCapability[Any]):
     async def before_model_request(self, ctx: RunContext[Any], request_context: Any) -> Any:
         for part in ctx.messages[-1].parts:
             if isinstance(part, ToolReturnPart) and part.outcome == "denied":
-                self._point.answer(part.tool_call_id, approved=False, by=BY, reason=str(part.content))
+                session = self._point.session(run=ctx.run_id, agent=_agent(ctx))
+                self._point.withdraw(session, part.tool_call_id, by=BY, reason=str(part.content))
         if not self._inject_context:
             return request_context
         text = self._point.session(run=ctx.run_id, agent=_agent(ctx)).context_text

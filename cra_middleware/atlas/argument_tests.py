@@ -91,13 +91,6 @@ def parse_argument_test(value: JsonValue) -> ArgumentTest:
     return OneOf(tuple(scalars))
 
 
-def needs_project(test: ArgumentTest) -> bool:
-    """Whether it speaks of the operator's project folder."""
-    if isinstance(test, Within):
-        return test.folder.startswith(PROJECT)
-    return isinstance(test, PathGlob) and any(not pattern.startswith(("/", "~", "**")) for pattern in test.patterns)
-
-
 def _text(text: str) -> ArgumentTest:
     found = _COMPARISON.fullmatch(text.strip())
     if found is not None:

@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import JsonValue, ValidationError
 
+from cra_middleware import presence
 from cra_middleware._canonical import digest
 from cra_middleware.atlas.findings import Finding, Origins, Place, check, finding, shape_findings
 from cra_middleware.atlas.lock import NAME as LOCK
@@ -90,8 +91,8 @@ def inspect(path: Path) -> tuple[Atlas | None, tuple[Finding, ...]]:
     """
     findings: list[Finding] = []
     try:
-        is_folder = path.is_dir()
-        names = [name for name in MANIFESTS if (path / name).exists()] if is_folder else [path.name]
+        is_folder = presence.is_dir(path)
+        names = [name for name in MANIFESTS if presence.exists(path / name)] if is_folder else [path.name]
         if len(names) != 1:
             return None, (_no_manifest(path, names),)
         file = path / names[0] if is_folder else path
@@ -183,7 +184,7 @@ def _documents(
                 findings.append(finding("E002", place, problem, "name a file inside the Atlas's folder"))
                 continue
             file = root / name
-            if not file.exists():
+            if not presence.exists(file):
                 findings.append(finding("E003", place, f"{name} does not exist", "write it, or remove the name"))
                 continue
             text = _read_text(file, place, findings)
@@ -201,7 +202,7 @@ def path_problem(root: Path, name: str) -> str | None:
             return "the path leaves the Atlas's folder"
         if _is_loop(target):
             return "not a path that can be followed"
-        if target.exists() and not target.is_file():
+        if presence.exists(target) and not presence.is_file(target):
             return "not a plain file"
     except (OSError, RuntimeError):  # a name that is too long, a link to itself
         return "not a path that can be followed"
@@ -268,7 +269,13 @@ def _lock(root: Path, findings: list[Finding]) -> Lock | None:
 def _entries(root: Path, key: str, findings: list[Finding]) -> Iterator[tuple[str, JsonValue]]:
     """The files of a folder that is merged, in the order of their names."""
     folder = root / key
-    for file in sorted(folder.iterdir(), key=lambda item: item.name) if folder.is_dir() else ():
+    try:
+        is_there = presence.is_dir(folder) or os.path.lexists(folder)  # a link to nowhere, a file: no folder of rules
+        files = sorted(folder.iterdir(), key=lambda item: item.name) if is_there else []
+    except OSError as error:  # what it holds is not known to be nothing
+        findings.append(finding("E001", Place(key, ""), f"cannot be read ({type(error).__name__})"))
+        return
+    for file in files:
         name = f"{key}/{file.name}"
         problem = path_problem(root, name)
         if problem is not None or file.suffix not in SUFFIXES:

@@ -29,6 +29,7 @@ DenyCode = Literal[
     "approval_expired",
     "policy_error",
     "session_ended",
+    "runtime_unreachable",
 ]
 ViolationType = Literal["rate_limit", "budget", "invalid_parameters"]
 
@@ -103,6 +104,8 @@ class ToolCall(NamedTuple):
     agent_name: str | None = None
     distrust: str | None = None
     """Why the tool is not the one that was looked at; such a call is denied."""
+    is_held: Callable[[], bool] | None = None
+    """Whether the caller's own mapping still holds the objects that the arguments were taken from, where it can say."""
 
     @classmethod
     def freeze(
@@ -153,11 +156,11 @@ class ToolCall(NamedTuple):
         return cls(action_id, tool_name, view, text, digest(text), arguments, None, tool_call_id, agent_name)
 
     def changed(self) -> bool:
-        """Whether the caller's objects no longer have the text that was decided."""
-        if self.live is None:
-            return False
+        """Whether the caller holds other objects now, or its objects no longer have the text that was decided."""
         try:
-            return canonical(self.live) != self.text
+            if self.is_held is not None and not self.is_held():
+                return True
+            return self.live is not None and canonical(self.live) != self.text
         except Exception:  # noqa: BLE001  what can no longer be read is not what was decided
             return True
 
@@ -181,28 +184,6 @@ class Target(NamedTuple):
                 raise TypeError(f"two arguments of {tool_name} would have one name in {self.action_id}")
             arguments = renamed
         return ToolCall.freeze(self.action_id, tool_name, arguments, tool_call_id)
-
-
-def find_target(
-    mapped: Callable[[str], Target | None],
-    tool_name: str,
-    declared: str | None,
-    actions: Mapping[str, str] | None,
-    server: str | None,
-) -> Target:
-    """What a tool stands for: as ``actions`` or the Atlases map it, as it declares itself, or its own name.
-
-    Of a tool on a ``server`` that the operator named, the key ``server/tool`` comes first; and one that has a slash in
-    its own name has no other key: it must not get at what is meant for another server.
-    """
-    if actions is not None and tool_name in actions:
-        return Target(actions[tool_name])
-    if server is not None:
-        qualified = f"{server}/{tool_name}"
-        target = mapped(qualified)
-        if target is not None or "/" in tool_name:
-            return target or Target(declared or qualified)
-    return mapped(tool_name) or Target(declared or tool_name)
 
 
 def _check_names(*names: object) -> None:

@@ -90,7 +90,7 @@ def explain(resolver: Resolver, call: ToolCall, facts: Facts, now_us: int, count
         problem = action.violation(call.arguments)
     rules = action.rules if action is not None and call.problem is None else ()
     seen = tuple(_seen(rule, action, situation, resolver.project) for rule in rules if action is not None)
-    phase = _phase(decision, seen)
+    phase = _phase(decision)
     return Explanation(call, decision, phase, problem, seen, _would_change(decision, phase, seen))
 
 
@@ -144,7 +144,7 @@ def _any_of(values: tuple[str, ...] | None) -> str:
     return " or ".join(values or ())
 
 
-def _phase(decision: Decision, seen: tuple[Seen, ...]) -> Phase:
+def _phase(decision: Decision) -> Phase:
     match decision:
         case Ask():
             return "require_approval"

@@ -104,7 +104,7 @@ def _is_below(path: str, root: str) -> bool:
 def _expanded(text: str, project: str | None) -> str:
     if text == PROJECT or text.startswith(f"{PROJECT}/"):
         if not project:
-            raise ValueError(f"an Atlas speaks of {PROJECT}: give Runtime(project=...), or --project DIR")
+            raise ValueError(f"it speaks of {PROJECT}: give Runtime(project=...), or --project DIR")
         return os.path.abspath(project) + text[len(PROJECT) :]
     return os.path.expanduser(text)
 

@@ -234,7 +234,10 @@ def _rule(policy: Policy, action: Action, capabilities: frozenset[str], atlas_id
     parameters = policy.rules_of()
     reason = parameters.reason or policy.description or _sentence(policy, action)
     asks = parameters if isinstance(parameters, ApprovalParameters) else ApprovalParameters()
-    conditions = tuple(compile_conditions(policy.conditions, action, capabilities, terms.project))
+    try:
+        conditions = tuple(compile_conditions(policy.conditions, action, capabilities, terms.project))
+    except ValueError as error:
+        raise ValueError(f"policy {policy.policy_id} of {atlas_id}: {error}") from None
     return Rule(
         policy_id=policy.policy_id,
         type=policy.type,

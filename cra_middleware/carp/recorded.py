@@ -6,7 +6,7 @@ What a decision depends on and the trace does not hold is never guessed: the ans
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
-from decimal import Decimal, InvalidOperation
+from contextlib import suppress
 from typing import NamedTuple
 
 from cra_middleware._canonical import digest
@@ -16,11 +16,12 @@ from cra_middleware.carp.call import Decision, Deny, ToolCall
 from cra_middleware.carp.policy import ON_ARGUMENTS, CompiledAction, Facts, Rule, Situation, evaluate
 from cra_middleware.carp.quota import Counters
 from cra_middleware.carp.resolver import Resolver
+from cra_middleware.carp.tags import untagged
 from cra_middleware.trace.redact import is_hidden
 
 _NO_ARGUMENTS = digest(b"{}")
-_AS_TEXT = ("datetime", "date", "time", "path")
-"""Kinds that conditions see as their text."""
+_TEXTS = ("cra:str:", "cra:text:")
+"""Tags of what was a text itself."""
 
 
 class Recorded(NamedTuple):
@@ -41,38 +42,33 @@ def recorded_arguments(parameters: object, parameters_hash: str) -> Recorded:
         try:
             if is_hidden(value):
                 raise _LostError
-            values[name] = _value(value)
-        except _LostError:
+            values[name] = untagged(value, _lost_value)
+        except ValueError:
             unknown.add(name)
     return Recorded(values, unknown)
+
+
+def recorded_facts(context: object) -> dict[str, object]:
+    """A session's facts, as they were before they were written down; what is not there any more is left out.
+
+    Conditions compare texts alone, and take any other fact for one that nobody can judge: a date, of which the tag
+    is a text, stays none.
+    """
+    facts: dict[str, object] = {}
+    for name, value in context.items() if isinstance(context, dict) else ():
+        with suppress(ValueError):
+            fact = untagged(value, _lost_value)
+            was_text = fact == value or not isinstance(fact, str) or str(value).startswith(_TEXTS)
+            if was_text and not is_hidden(value):
+                facts[name] = fact
+    return facts
 
 
 class _LostError(ValueError):
     """A value of which the trace holds only a tag."""
 
 
-def _value(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _value(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_value(item) for item in value]
-    if not isinstance(value, str) or not value.startswith("cra:"):
-        return value
-    _, kind, text = value.split(":", 2)
-    try:
-        match kind:
-            case "str":
-                return text
-            case "int":
-                return int(text)
-            case "float":
-                return float(text)
-            case "decimal":
-                return Decimal(text)
-            case _ if kind in _AS_TEXT:
-                return text
-    except (ValueError, InvalidOperation):
-        pass
+def _lost_value(tag: str) -> object:
     raise _LostError
 
 
@@ -103,7 +99,7 @@ def _certain_denial(
 ) -> Deny | None:
     """A denial that holds whatever is not known; which policy is named first may then be another."""
     for rule in action.deny:
-        known = not any(_lost_by(rule, action, recorded, knows_context))
+        known = not any(_lost_by(rule, recorded, knows_context))
         if rule.is_enforced and known and rule.holds(situation):
             return Deny("policy_denied", rule.policy_id, rule.reason)
     return None
@@ -114,7 +110,7 @@ def _lost(action: CompiledAction, recorded: Recorded, knows_context: bool, situa
     for rule in action.rules:
         if rule.type == "scope":
             continue
-        lost = list(_lost_by(rule, action, recorded, knows_context))
+        lost = list(_lost_by(rule, recorded, knows_context))
         # a rule that surely does not count depends on nothing
         surely_not = any(evaluate(one, situation) is False for one in rule.conditions if one.name not in _UNSURE)
         if lost and not surely_not:
@@ -129,7 +125,7 @@ def _lost(action: CompiledAction, recorded: Recorded, knows_context: bool, situa
 _UNSURE = (*ON_ARGUMENTS, "context_matches")
 
 
-def _lost_by(rule: Rule, action: CompiledAction, recorded: Recorded, knows_context: bool) -> Iterator[str]:
+def _lost_by(rule: Rule, recorded: Recorded, knows_context: bool) -> Iterator[str]:
     conditions = rule.source.conditions if rule.source is not None else None
     if conditions is not None and conditions.context_matches is not None and not knows_context:
         yield "facts of the session"

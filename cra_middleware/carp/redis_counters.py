@@ -6,7 +6,8 @@ window of that clock; a call that was asked for earlier (it waited for a person)
 What is told as ``retry_after`` is a length of time, and so the same on every clock.
 
 What is kept in Redis is as safe as Redis is. Keys must not be evicted (``maxmemory-policy noeviction``; another one is
-refused), and a restart without an append-only file, or a failover that loses the last writes, forgets calls.
+refused, also when it is set later), and a restart without an append-only file, or a failover that loses the last
+writes, forgets calls.
 
 All keys hold the same hash tag, ``{prefix}``, so that one call's limits lie on one node of a cluster; give each tenant
 a prefix of its own to spread them. Names in keys are digests. Every key expires: a count a minute after its window, a
@@ -19,6 +20,7 @@ import hashlib
 import importlib
 import json
 import re
+import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -28,8 +30,13 @@ from cra_middleware.carp.quota import CountersError, Exhausted, Limit, Reservati
 
 REDIS = ("redis://", "rediss://", "unix://")
 """What the address of a Redis server begins with."""
+PREFIX = "cra"
+"""What keys begin with when nobody says."""
 _BASE = 10**9
 _DAY_US = 86_400 * 1_000_000
+_MOST_DAYS = 36_500
+_LOOK_SECONDS = 5.0
+"""How long what the server says of its memory counts: somebody may change it, or another machine take over."""
 _PREFIX = re.compile(r"[A-Za-z0-9_.:-]{1,64}", re.ASCII)
 
 
@@ -39,7 +46,7 @@ class RedisCounters:
     def __init__(
         self,
         url: str,
-        prefix: str = "cra",
+        prefix: str = PREFIX,
         *,
         timeout_seconds: float = 2.0,
         rest_days: int = 90,
@@ -57,10 +64,12 @@ class RedisCounters:
 
         Raises:
             CountersError: when redis is not installed, the server cannot be used, or it may evict keys.
-            ValueError: when the prefix or the clock is none.
+            ValueError: when the prefix, the days or the clock are none.
         """
         if not _PREFIX.fullmatch(prefix):
             raise ValueError("a prefix has 1 to 64 letters, digits, or one of _ . : -")
+        if not isinstance(rest_days, int) or isinstance(rest_days, bool) or not 1 <= rest_days <= _MOST_DAYS:
+            raise ValueError(f"rest_days is a whole number from 1 to {_MOST_DAYS}")
         if clock not in ("server", "caller"):
             raise ValueError(f"the clock is 'server' or 'caller', not {clock!r}")
         try:
@@ -72,9 +81,16 @@ class RedisCounters:
         self._is_callers = clock == "caller"
         self._shas = {
             script: hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
-            for script in (redis_script.PEEK, redis_script.RESERVE, redis_script.COMMIT, redis_script.RELEASE)
+            for script in (
+                redis_script.PEEK,
+                redis_script.RESERVE,
+                redis_script.COMMIT,
+                redis_script.RELEASE,
+                redis_script.TALLY,
+            )
         }
         self._client = self._connect(url, timeout_seconds)
+        self._look_at = 0.0
         self._check_server()
 
     def close(self) -> None:
@@ -99,9 +115,23 @@ class RedisCounters:
     def forget(self, session_id: str) -> None:
         self._ask(lambda: self._client.delete(self._session_key(session_id)))
 
+    def tally(self, name: str, window_seconds: float) -> tuple[int, float]:
+        """Count one more of what is no limit; how many there are, and for how many seconds they are remembered.
+
+        The window begins with the first of them.
+
+        Raises:
+            CountersError: when Redis cannot be used.
+        """
+        key, window = f"{self._tag}:tally:{_digest(name)}", str(round(window_seconds * 1000))
+        count, left_ms = self._ask(lambda: self._evaluate(redis_script.TALLY, [key], [window]))
+        return int(count), max(0, int(left_ms)) / 1000
+
     def _run(self, script: str, name: str, limits: Sequence[Limit], now_us: int) -> Any:
         if not limits:
             return 0, "0", now_us
+        if time.monotonic() >= self._look_at:
+            self._check_server()
         keys: list[str] = []
         values = [name, str(now_us) if self._is_callers else ""]
         for number, limit in enumerate(limits):
@@ -161,6 +191,7 @@ class RedisCounters:
             policy = node.get("maxmemory_policy")
             if node.get("maxmemory") and policy != "noeviction":
                 raise CountersError(f"Redis evicts keys when it is full ({policy}): set maxmemory-policy noeviction")
+        self._look_at = time.monotonic() + _LOOK_SECONDS
 
 
 def _exhausted(limits: Sequence[Limit], first: int, wait: str) -> Exhausted:

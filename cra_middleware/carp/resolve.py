@@ -26,7 +26,7 @@ from cra_middleware.carp.messages import (
 )
 from cra_middleware.carp.policy import Facts, Rule
 from cra_middleware.carp.quota import Counters
-from cra_middleware.carp.resolver import DEFAULT_POLICY, SOME_DENIED, Resolver, Standing, decision_type
+from cra_middleware.carp.resolver import DEFAULT_POLICY, SOME_DENIED, ActionStanding, Resolver, decision_type
 from cra_middleware.trace.event import EventType
 from cra_middleware.trace.payloads import render
 
@@ -118,7 +118,7 @@ def resolve(
     records = [
         _request_record(request, facts, context),
         *_context_records(selection),
-        *_policy_records(listed, facts, options.level),
+        *_policy_records(listed, options.level),
         _completed_record(resolution),
     ]
     return resolution, records
@@ -154,7 +154,7 @@ def _capability_actions(atlases: Sequence[Atlas]) -> dict[str, set[str]]:
 
 
 def _wanted(
-    known: Mapping[str, set[str]], required: Sequence[str], standings: Sequence[Standing]
+    known: Mapping[str, set[str]], required: Sequence[str], standings: Sequence[ActionStanding]
 ) -> tuple[frozenset[str], list[str]]:
     """The requested set: the actions of the required capabilities, else of all, else every action."""
     if required:
@@ -175,7 +175,7 @@ def _reason(kind: str, unknown: Sequence[str]) -> str | None:
     }[kind]
 
 
-def _constraints(standings: Sequence[Standing]) -> Iterator[Constraint]:
+def _constraints(standings: Sequence[ActionStanding]) -> Iterator[Constraint]:
     """What is decided only at the call: one entry a policy, with the actions it is about."""
     found: dict[tuple[str, str], tuple[Rule, list[str]]] = {}  # an action's own question and limit share one id
     for item in standings:
@@ -245,7 +245,7 @@ def _context_records(selection: Selection) -> Iterator[Record]:
         yield Record("context.redacted", render({"block_id": block_id, "redaction_reason": "max_tokens"}))
 
 
-def _policy_records(standings: Sequence[Standing], facts: Facts, level: TraceLevel) -> list[Record]:
+def _policy_records(standings: Sequence[ActionStanding], level: TraceLevel) -> list[Record]:
     rows: list[tuple[dict[str, object], str]] = []
     for item in standings:
         action_id = item.action.action.action_id
@@ -265,7 +265,7 @@ def _policy_records(standings: Sequence[Standing], facts: Facts, level: TraceLev
     return [Record("policy.evaluated", render({**dict(row), "action_count": count})) for row, count in counts.items()]
 
 
-def _effect(item: Standing) -> str | None:
+def _effect(item: ActionStanding) -> str | None:
     types = {rule.type for rule in item.rules if rule.policy_id == item.policy_id}
     return next((kind for kind in ("rate_limit", "budget") if kind in types), None)
 

@@ -47,7 +47,7 @@ SOME_DENIED = "Some actions are denied by policy"
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ActionStanding:
     """Where one action stands before any call: what ``resolve`` tells an agent."""
 
     action: CompiledAction
@@ -178,7 +178,7 @@ class Resolver:
 
     def survey(
         self, facts: Facts, now_us: int, counters: Counters, atlas_ids: Sequence[str] | None = None
-    ) -> Iterator[Standing]:
+    ) -> Iterator[ActionStanding]:
         """Where every action stands before any call; takes no place in any limit."""
         situation = Situation(facts, None, now_us)
         for compiled in self._actions.values():
@@ -250,7 +250,7 @@ class Resolver:
             reason += nearest_miss(action.allow, situation)
         return Deny("no_allow_policy", DEFAULT_POLICY, reason, shadows=shadows)
 
-    def _standing(self, compiled: CompiledAction, situation: Situation, counters: Counters) -> Standing:
+    def _standing(self, compiled: CompiledAction, situation: Situation, counters: Counters) -> ActionStanding:
         def certain(rules: tuple[Rule, ...]) -> Rule | None:
             return next(
                 (rule for rule in rules if rule.is_enforced and not rule.on_arguments and rule.holds(situation)), None
@@ -260,17 +260,17 @@ class Resolver:
         allow = next((rule for rule in compiled.allow if rule in may_apply), None)
         denial, ask = certain(compiled.deny), certain(compiled.ask)
         if denial is not None:
-            return Standing(compiled, "deny", denial.policy_id, denial.reason, may_apply)
+            return ActionStanding(compiled, "deny", denial.policy_id, denial.reason, may_apply)
         floor = compiled.floor is None or any(rule in may_apply for rule in compiled.floor)
         if not self.is_observing and (not floor or (allow is None and self.default_decision == "deny")):
             reason = f"no policy allows {compiled.action.action_id}"
-            return Standing(compiled, "deny", DEFAULT_POLICY, reason, may_apply)
+            return ActionStanding(compiled, "deny", DEFAULT_POLICY, reason, may_apply)
         if ask is not None:
-            return Standing(compiled, "require_approval", ask.policy_id, HUMAN_APPROVAL, may_apply)
+            return ActionStanding(compiled, "require_approval", ask.policy_id, HUMAN_APPROVAL, may_apply)
         exhausted = counters.peek(_certain_limits(compiled, situation), situation.now_us) if compiled.limits else None
         if exhausted is not None:
-            return Standing(compiled, "deny", exhausted.limit.policy_id, exhausted.limit.reason, may_apply)
-        return Standing(compiled, "allow", allow.policy_id if allow else DEFAULT_POLICY, "", may_apply)
+            return ActionStanding(compiled, "deny", exhausted.limit.policy_id, exhausted.limit.reason, may_apply)
+        return ActionStanding(compiled, "allow", allow.policy_id if allow else DEFAULT_POLICY, "", may_apply)
 
 
 def _never_within(action: CompiledAction, situation: Situation) -> Deny | None:
@@ -341,7 +341,7 @@ def _exhausted(taken: Exhausted) -> Deny:
     return Deny(code, limit.policy_id, limit.reason, seconds, limit.kind)
 
 
-def decision_type(standings: Sequence[Standing], wanted: frozenset[str], unknown: bool) -> DecisionType:
+def decision_type(standings: Sequence[ActionStanding], wanted: frozenset[str], unknown: bool) -> DecisionType:
     """The word for a whole resolution: all of the wanted allowed, none, or some."""
     verdicts = [standing.verdict for standing in standings if standing.action.action.action_id in wanted]
     if verdicts and not unknown and all(verdict == "allow" for verdict in verdicts):

@@ -75,7 +75,7 @@ def create(
         )
     except ValueError as error:
         raise stop(error, 2) from None
-    with closing(_keys(trace, state, store)) as keys:
+    with closing(_keys(trace, state, store, is_new=True)) as keys:
         try:
             keys.add(key)
         except CRAError as error:
@@ -131,15 +131,20 @@ def list_keys(trace: Trace = "", state: State = "", store: Store = "", format: F
         return
     if not found:
         say("there are no keys: a server answers on loopback only, without asking who it is")
+    width = max((len(str(item["name"])) for item in found), default=0)
     for item in found:
         parts = [f"{word}: {', '.join(cast('list[str]', item[word]))}" for word in _LISTS if item[word]]
-        say(f"{item['prefix']}…  {item['state']}  {'; '.join(parts)}", lead=f"{item['name']}  ", indent=4)
+        say(
+            f"{item['prefix']}…  {item['state']}  {'; '.join(parts)}",
+            lead=f"{str(item['name']).ljust(width)}  ",
+            indent=4,
+        )
 
 
 _LISTS = ("roles", "agent_ids", "atlas_ids", "groups")
 
 
-def _keys(trace: str, state: str, store: str) -> SqliteApiKeys | PostgresApiKeys:
+def _keys(trace: str, state: str, store: str, *, is_new: bool = False) -> SqliteApiKeys | PostgresApiKeys:
     from cra_middleware.server.places import open_keys, open_shared_keys, state_folder
 
     if not trace and not state and not store:
@@ -150,7 +155,7 @@ def _keys(trace: str, state: str, store: str) -> SqliteApiKeys | PostgresApiKeys
     try:
         if store:
             return open_shared_keys(store)
-        return open_keys(state_folder(trace or ".", state or None))
+        return open_keys(state_folder(trace or ".", state or None, is_new=is_new))
     except CRAError as error:
         raise stop(error, 1) from None
 

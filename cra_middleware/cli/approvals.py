@@ -13,8 +13,8 @@ import typer
 
 from cra_middleware._canonical import canonical, digest
 from cra_middleware._clock import SystemClock
-from cra_middleware.approvals import Answer, Approval, ApprovalError, ApprovalStore, Pending, State
-from cra_middleware.approvers import MAX_READ, NoTerminalError, Terminal, describe_pending, person
+from cra_middleware.approvals.approval import Answer, Approval, ApprovalError, ApprovalStore, Pending, State
+from cra_middleware.approvals.approvers import MAX_READ, NoTerminalError, Terminal, describe_pending, person
 from cra_middleware.cli.output import Format, FormatOption, emit, say, stop
 from cra_middleware.stores import open_approvals
 

@@ -15,13 +15,13 @@ from cra_middleware.cli.atlas import load
 from cra_middleware.cli.output import Format, FormatOption, emit, say, stop
 from cra_middleware.cli.tools import SOURCES, tools_from
 from cra_middleware.errors import CRAError
-from cra_middleware.policies import Terms, begin_epoch
+from cra_middleware.policies import LoadTerms, begin_epoch
 
 ENVIRONMENT = {
     "CRA_ATLAS": "the Atlas of commands that are given none",
     "CRA_APPROVALS": "the store of cra approvals and cra mcp-proxy",
     "CRA_TRACE": "where cra mcp-proxy records",
-    "OTEL_EXPORTER_OTLP_ENDPOINT": "where configure_otel sends spans",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "where configure_otel, cra serve and cra mcp-proxy send spans and metrics",
     "OTEL_SDK_DISABLED": "when true, OpenTelemetry sends nothing; decisions and traces are not affected",
 }
 _STYLES = {"problem": "bold red", "warning": "yellow", "ok": "green"}
@@ -61,7 +61,7 @@ _Told = tuple[str, str, str]
 def _diagnoses(atlases: list[Atlas], source: str, project: str) -> Iterator[_Told]:
     yield "ok", "python", f"{sys.version.split()[0]}"
     try:
-        epoch = begin_epoch(atlases, Terms("deny", None, os.path.abspath(project), {}, False, ()))
+        epoch = begin_epoch(atlases, LoadTerms("deny", None, os.path.abspath(project), {}, False, ()))
     except (CRAError, ValueError) as error:
         yield "problem", "atlases", str(error)
         return

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from cra_middleware.approvers import NoTerminalError, Terminal
+from cra_middleware.approvals.approvers import NoTerminalError, Terminal
 from cra_middleware.cli.atlas import load
 from cra_middleware.cli.output import say, stop
 from cra_middleware.coding_agents import entry

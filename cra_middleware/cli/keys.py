@@ -55,7 +55,7 @@ def show(
     """Print the public half of a key, from the secret file or from the .pub file: one line, safe to hand out.
 
     \b
-    Example:  cra keys show /etc/cra/bot.key > bot.pub    (when the .pub file was lost)
+    Example:  cra keys show /etc/cra/bot.key > bot.key.pub    (when the .pub file was lost)
 
     Exit code: 0, 1 when the file is no key, or is a secret that others can read, 2 for wrong usage.
     """

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from cra_middleware.cli.exporting import exporting
 from cra_middleware.cli.output import complain, stop
 from cra_middleware.errors import CRAError
 from cra_middleware.mcp_proxy.gate import Gate, Identity
 from cra_middleware.mcp_proxy.http import HttpServer
-from cra_middleware.mcp_proxy.relay import Terms
+from cra_middleware.mcp_proxy.relay import RelayTerms
 from cra_middleware.mcp_proxy.serve import Server, serve
 from cra_middleware.mcp_proxy.stdio import ServerProcess, take_stdout
 from cra_middleware.runtime import Runtime
-from cra_middleware.telemetry import configure_otel
-
-_OTEL = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
 def mcp_proxy(
@@ -52,7 +48,9 @@ def mcp_proxy(
         str, typer.Option(metavar="SERVER", help="What the server is called, also in the Atlas: SERVER/tool.")
     ] = "",
     project: Annotated[str, typer.Option(metavar="DIR", help="The folder that $PROJECT stands for.")] = ".",
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0.001, help="For one call.")] = Terms.timeout_seconds,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.001, help="For one call.")
+    ] = RelayTerms.timeout_seconds,
     observe: Annotated[bool, typer.Option("--observe", help="Refuse nothing; record what would be refused.")] = False,
 ) -> None:
     """Stand between an MCP client and an MCP server: list only permitted tools, decide each call, record everything.
@@ -70,7 +68,7 @@ def mcp_proxy(
     action's name. What stands for no action is not listed, and denied. A denied call comes back as an error result
     that tells the model why. All other messages pass as they are.
 
-    With OTEL_EXPORTER_OTLP_ENDPOINT set, each call is also exported as a span.
+    With OTEL_EXPORTER_OTLP_ENDPOINT set, each call is also exported as a span, and metrics are.
 
     \b
     Example:  cra mcp-proxy --atlas atlases/files --trace traces/ -- python server.py
@@ -86,7 +84,7 @@ def mcp_proxy(
     paths = atlas or [path for path in (os.environ.get("CRA_ATLAS"),) if path]
     if not paths and not observe:
         raise stop("name an Atlas: --atlas PATH (or set CRA_ATLAS), or --observe to refuse nothing", 2)
-    with _telemetry():
+    with exporting("cra-mcp-proxy", _stop):
         try:
             runtime = Runtime(
                 paths,
@@ -100,7 +98,7 @@ def mcp_proxy(
             raise stop(error, 2) from None
         with runtime:
             gate = Gate(runtime, Identity(agent or None, goal, name or None))
-            terms = Terms(timeout, elicit, _how_to_approve(approvals))
+            terms = RelayTerms(timeout, elicit, _how_to_approve(approvals))
             headers = _headers(header or [])
             server: Server = ServerProcess(command) if command else HttpServer(url, headers, gate.catalogue)
             code = asyncio.run(serve(server, gate, terms, complain, (0, take_stdout())))
@@ -110,7 +108,7 @@ def mcp_proxy(
 
 def _how_to_approve(approvals: str) -> str:
     if not approvals:
-        return Terms.how_to_approve
+        return RelayTerms.how_to_approve
     return f"It waits for a person: cra approvals approve ID --store {approvals}. Then repeat the identical call, once."
 
 
@@ -126,17 +124,5 @@ def _headers(options: list[str]) -> dict[str, str]:
     return found
 
 
-@contextmanager
-def _telemetry() -> Iterator[None]:
-    """Spans go out while it is entered, where the environment says to where."""
-    if not any(os.environ.get(name) for name in _OTEL):
-        yield
-        return
-    try:
-        provider = configure_otel("cra-mcp-proxy")
-    except RuntimeError as error:
-        raise stop(error, 2) from None
-    try:
-        yield
-    finally:
-        provider.shutdown()
+def _stop(reason: str) -> None:
+    raise stop(reason, 2)

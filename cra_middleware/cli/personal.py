@@ -8,7 +8,7 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from cra_middleware.approvers import NoTerminalError, Terminal
+from cra_middleware.approvals.approvers import NoTerminalError, Terminal
 from cra_middleware.cli.output import Format, FormatOption, emit, say, stop
 from cra_middleware.cli.trace_files import events_of, try_verify
 from cra_middleware.sidecar import Sidecar, SidecarError, WithheldError

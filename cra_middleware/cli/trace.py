@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from cra_middleware.cli.databases import refuse_database
 from cra_middleware.cli.output import Format, FormatOption, json_text, say, stop
 from cra_middleware.cli.timeline import Timeline
 from cra_middleware.cli.trace_files import try_verify
@@ -38,6 +39,7 @@ def show_command(
 
     Exit code: 0 when the trace is intact, 1 when it is not or cannot be read, 2 for wrong usage.
     """
+    refuse_database(file, "showing one trace")
     try:
         mode = Path(file).stat().st_mode
     except OSError as error:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from cra_middleware.cli.databases import refuse_database
 from cra_middleware.cli.output import complain, stop
 from cra_middleware.errors import SinkError
 from cra_middleware.trace.event import Event
 from cra_middleware.trace.ledger.book import FOLDER
-from cra_middleware.trace.sinks.segments import SUFFIX, segment_at
+from cra_middleware.trace.storage.segments import SUFFIX, segment_at
 from cra_middleware.verification import FileReport, read_events, verify
 
 LARGE_BYTES = 8 * 1024 * 1024
@@ -25,6 +26,7 @@ def trace_files(names: Sequence[str]) -> list[tuple[str, str | None]]:
     """
     found: list[tuple[str, str | None]] = []
     for name in names:
+        refuse_database(name, "this")
         folder = Path(name)
         try:
             if not folder.is_dir():

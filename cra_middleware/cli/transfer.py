@@ -11,12 +11,13 @@ from typing import Annotated, NamedTuple, Protocol
 
 import typer
 
+from cra_middleware.cli.databases import without_password
 from cra_middleware.cli.output import Format, FormatOption, complain, emit, say, stop
 from cra_middleware.errors import SinkError
 from cra_middleware.sinks_by_name import open_existing, open_sink
 from cra_middleware.trace.chain import verify_lines
 from cra_middleware.trace.sink import SessionLog, TraceStore
-from cra_middleware.trace.sinks.segments import segment_at
+from cra_middleware.trace.storage.segments import segment_at
 from cra_middleware.verification import trace_lines
 
 _BATCH_BYTES = 1 << 20
@@ -140,15 +141,10 @@ def _chosen(source: Readable, wanted: list[str], name: str) -> list[str]:
     there = source.session_ids()
     missing = [session_id for session_id in wanted if session_id not in there]
     if missing:
-        raise stop(f"{_without_password(name)} holds no session {missing[0]}", 2)
+        raise stop(f"{without_password(name)} holds no session {missing[0]}", 2)
     if not there:
-        raise stop(f"{_without_password(name)} holds no sessions", 2)
+        raise stop(f"{without_password(name)} holds no sessions", 2)
     return [session_id for session_id in there if not wanted or session_id in wanted]
-
-
-def _without_password(name: str) -> str:
-    head, at, tail = name.rpartition("@")
-    return f"{head.partition('://')[0]}://…@{tail}" if at and "://" in head else name
 
 
 def _move(session_id: str, source: Readable, target: TraceStore, is_there: bool) -> Moved:

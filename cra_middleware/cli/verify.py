@@ -13,6 +13,7 @@ from typing import Annotated, NamedTuple
 
 import typer
 
+from cra_middleware.cli.databases import is_database, open_traces, without_password
 from cra_middleware.cli.heads import read_held
 from cra_middleware.cli.output import Format, FormatOption, complain, emit, say, stop
 from cra_middleware.cli.trace_files import LARGE_BYTES, progress_bar, trace_files, try_verify
@@ -22,7 +23,7 @@ from cra_middleware.evidence.folder import Against, verify_folder
 from cra_middleware.evidence.reports import FolderReport, SessionReport
 from cra_middleware.keys import load_verifier
 from cra_middleware.trace.note import NoteError
-from cra_middleware.trace.sinks.segments import SUFFIX, segment_at
+from cra_middleware.trace.storage.segments import SUFFIX, segment_at
 from cra_middleware.trace.witness import WitnessError, read_witness
 
 
@@ -44,7 +45,10 @@ class _Checked(NamedTuple):
 
 
 def verify_command(
-    files: Annotated[list[str], typer.Argument(metavar="FILE", help=f"Trace files, or folders of *{SUFFIX} files.")],
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="PLACE", help=f"Trace files, folders of *{SUFFIX}, sqlite:FILE, postgresql://…"),
+    ],
     key: Annotated[
         str | None,
         typer.Option(metavar="PUB", help="The public key (a .pub file, or its text) whose signed heads count."),
@@ -76,7 +80,8 @@ def verify_command(
 
     \b
     Example:  cra trace verify traces/
-    Signed:   cra trace verify traces/ --key bot.pub --head kept.head --require signed
+    Database: cra trace verify postgresql://cra@db/cra
+    Signed:   cra trace verify traces/ --key bot.key.pub --head kept.head --require signed
     Copied:   cra trace verify traces/ --against spans.json --require witnessed
     For CI:   cra trace verify --require sealed --format json traces/ > verdicts.json
 
@@ -85,8 +90,10 @@ def verify_command(
     """
     wanted = set(require or ())
     compared = _against(key, head, against, wanted)
-    if head is not None and not any(Path(name).is_dir() or segment_at(Path(name)) for name in files):
-        raise stop("--head is about a folder of traces, or a session's file in it", 2)
+    if head is not None and not any(
+        is_database(name) or Path(name).is_dir() or segment_at(Path(name)) for name in files
+    ):
+        raise stop("--head is about a folder of traces, a session's file in it, or a database", 2)
     with _workers(files) as workers:
         checked = [_check(name, compared, workers) for name in files]
     if format is Format.json:
@@ -119,6 +126,7 @@ def _against(key: str | None, head: Path | None, spans: Path | None, wanted: set
 @contextmanager
 def _workers(names: Sequence[str]) -> Iterator[Executor | None]:
     """Processes that help, when there is enough to do for them to be worth their start."""
+    names = [name for name in names if not is_database(name)]
     sizes = [Path(path).stat().st_size for path, problem in trace_files(names) if not problem and Path(path).is_file()]
     cores = os.cpu_count() or 1
     if cores == 1 or max(sizes, default=0) < 8 * LARGE_BYTES:
@@ -132,6 +140,10 @@ def _check(name: str, against: Against, workers: Executor | None) -> _Checked:
     path = Path(name)
     known = segment_at(path)
     try:
+        if is_database(name):
+            with open_traces(name) as traces:
+                found = verify_folder(traces, against)
+            return _Checked(found.sessions, found)
         if path.is_dir():
             return _check_folder(path, against, workers)
         if known is not None and path.is_file():
@@ -139,7 +151,7 @@ def _check(name: str, against: Against, workers: Executor | None) -> _Checked:
                 folder = verify_folder(path.parent, against, only=known.session_id, progress=progress, workers=workers)
             return _Checked(folder.sessions, folder)
     except (SinkError, NoteError) as error:
-        return _Checked(unreadable=((name, str(error)),))
+        return _Checked(unreadable=((without_password(name), str(error)),))
     except OSError as error:
         return _Checked(unreadable=((name, f"{name} cannot be read: {error.strerror or error}"),))
     return _check_file(name)

@@ -11,29 +11,36 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
+from cra_middleware._clock import SystemClock, parse_us
 from cra_middleware._fork import tell_child
 from cra_middleware._ids import is_id
 from cra_middleware.atlas.loader import Atlas
-from cra_middleware.carp.call import ToolCall
+from cra_middleware.carp.call import Deny, ToolCall
 from cra_middleware.carp.messages import AllowedAction, Resolution
 from cra_middleware.carp.policy import Facts
 from cra_middleware.client.connection import Connection
-from cra_middleware.errors import CRAError, RuntimeUnreachable
+from cra_middleware.errors import CallRefused, CRAError, NoActiveSession, RuntimeUnreachable, SessionEnded
 from cra_middleware.interceptor import Flow
 from cra_middleware.runtime import Runtime
+from cra_middleware.sessions.local_session import LocalSession
+from cra_middleware.sessions.session import OFFLINE_OF
 from cra_middleware.trace.query import is_end
 
-if TYPE_CHECKING:
-    from cra_middleware.session import Session
-
 SUFFIX = ".trace.jsonl"
-OFFLINE_OF = "offline_of"
-"""The metadata of an offline session that names the session it stood in for."""
+MOST_EVENTS = 10_000
+"""A longer session goes on in another one: a server takes over so many bytes at once and no more."""
+
+_NEVER = frozenset({400, 409, 413, 415, 422})
+"""The status of what the same bytes, sent again, would be answered again."""
+_NOT_NOW = frozenset({401, 408, 429, 503})
+"""Of what is so for every session alike, until a key, the time or the server changes it."""
+_NO_NEWS = ("invalid_parameters", "arguments_changed", "audit_unavailable", "runtime_unreachable")
+"""Refusals for a call's own arguments, or because the server can keep nothing now."""
 
 _logger = logging.getLogger("cra_middleware")
 
@@ -56,8 +63,10 @@ def unconditional(resolution: Resolution) -> list[AllowedAction]:
 class Spool:
     """The folder of what was recorded offline, and the way from there to the server."""
 
-    def __init__(self, folder: str | Path, connection: Connection) -> None:
+    def __init__(self, folder: str | Path, connection: Connection, begin: Callable[..., Runtime]) -> None:
+        """``begin`` makes a runtime, which tells of itself where the one at the server does."""
         self.folder = Path(folder)
+        self.begin = begin
         self._connection = connection
         self._lock = threading.Lock()
         tell_child(self)
@@ -66,41 +75,61 @@ class Spool:
         """In a forked child: another thread of the parent's may have held the lock."""
         self._lock = threading.Lock()
 
-    def upload(self) -> bool:
-        """Hand over every session that has ended; False when the server is not to be reached.
+    def still_counts(self, asked: float) -> bool:
+        """Whether what was answered to a question of that moment does: nobody who uses the connection was told since
+        that its key counts no more."""
+        return asked > self._connection.turned_away
 
-        Nothing is deleted: a file that was taken, or refused, gets another name.
+    def upload(self) -> bool:
+        """Hand over every session that has ended; False when something has to be tried again.
+
+        Nothing is deleted: a file that the server has, or will never take, gets another name.
         """
+        is_done = True
         with self._lock:
             for path in sorted(self.folder.glob(f"*{SUFFIX}")):
-                session_id = path.name.removesuffix(SUFFIX)
-                if not is_id(session_id):
-                    continue
-                data = path.read_bytes()
-                if not is_end(data):
-                    continue
                 try:
-                    reply = self._connection.ask(
-                        "PUT", f"/v1/traces/{session_id}", data, headers={"content-type": "application/x-ndjson"}
-                    )
-                except RuntimeUnreachable:
+                    is_done = self._handed_over(path) and is_done
+                except RuntimeUnreachable as error:
+                    _logger.warning("offline sessions wait in %s: %s", self.folder, error.reason)
                     return False
-                problem = reply.problem
-                if problem is not None and problem.code != "SESSION_ALREADY_EXISTS":
-                    _logger.error("the server does not take offline session %s: %s", session_id, problem.message)
-                    path.rename(path.with_name(path.name + ".refused"))
-                else:
-                    path.rename(path.with_name(path.name + ".uploaded"))
+        return is_done
+
+    def _handed_over(self, path: Path) -> bool:
+        """Whether it was, or has not ended, or is not ours to hand over; False when it has to be tried again.
+
+        Raises:
+            RuntimeUnreachable: when the server takes nothing now.
+        """
+        session_id = path.name.removesuffix(SUFFIX)
+        data = _read(path)
+        if data is None or not is_id(session_id) or not is_end(data):
+            return True
+        reply = self._connection.ask(
+            "PUT", f"/v1/traces/{session_id}", data, headers={"content-type": "application/x-ndjson"}
+        )
+        problem = reply.problem
+        if problem is not None and reply.status in _NOT_NOW:
+            raise RuntimeUnreachable(problem.message or problem.code)
+        if problem is not None and (problem.recoverable or reply.status not in _NEVER):
+            _logger.warning("offline session %s waits in %s: %s", session_id, self.folder, problem.message)
+            return reply.status == 403  # it is another key's to hand over
+        if problem is not None:
+            _logger.error("the server does not take offline session %s: %s", session_id, problem.message)
+        how = "uploaded" if problem is None else "refused"
+        with suppress(FileNotFoundError):
+            path.rename(path.with_name(f"{path.name}.{how}"))
         return True
 
     def seal_left_behind(self) -> None:
         """End the sessions of processes that died."""
         if not any(self.folder.glob(f"*{SUFFIX}")):
             return
-        with Runtime((), trace=self.folder) as runtime:
+        with self.begin((), trace=self.folder) as runtime:
             for path in self.folder.glob(f"*{SUFFIX}"):
                 session_id = path.name.removesuffix(SUFFIX)
-                if not is_id(session_id) or is_end(path.read_bytes()):
+                data = _read(path)
+                if data is None or not is_id(session_id) or is_end(data):
                     continue
                 try:
                     runtime.resume(session_id, renew=False).end("error", "the process died")
@@ -117,29 +146,54 @@ class Offline:
         self._facts = facts
         self._goal = goal
         self._lock = threading.Lock()
+        self._asked = 0.0
         self._until = 0.0
+        self._until_us = 0
         self._actions: dict[str, AllowedAction] = {}
-        self._open: tuple[Runtime, Session] | None = None
+        self._open: tuple[Runtime, LocalSession] | None = None
+        self._ending: list[tuple[Runtime, LocalSession]] = []
+        """A tool of theirs still runs; what comes of it is their last event but one."""
         tell_child(self)
 
     def forked(self) -> None:
         """In a forked child: an offline session that is open is the parent's."""
         self._lock = threading.Lock()
-        self._open = None
+        self._open, self._ending = None, []
 
-    def learn(self, resolution: Resolution) -> None:
-        """This is what the server says now."""
+    def learn(self, resolution: Resolution, asked: float, *, is_own: bool = True) -> None:
+        """This is what the server says to what was ``asked`` then; to a request that is not the session's ``own`` only
+        a no counts, as it may suppose facts that no call is decided by."""
         actions = {action.action_id: action for action in unconditional(resolution)}
         with self._lock:
-            self._actions = actions
-            self._until = time.monotonic() + resolution.ttl_seconds
+            if is_own:
+                if actions != self._actions:  # what is open was begun for others
+                    self._retire()
+                self._actions, self._asked = actions, asked
+                self._until = time.monotonic() + resolution.ttl_seconds
+                self._until_us = _made_us(resolution) + resolution.ttl_seconds * 1_000_000
+                return
+            named = {action.action_id for action in resolution.allowed_actions}
+            named |= {action.action_id for action in resolution.denied_actions}
+            self._actions = {
+                name: known for name, known in self._actions.items() if name in actions or name not in named
+            }
+
+    def hear(self, call: ToolCall, refusal: CallRefused) -> None:
+        """The server refused a call. When it was to be let run, the server says something else now than it did."""
+        is_over = isinstance(refusal, (SessionEnded, NoActiveSession))
+        with self._lock:
+            is_news = call.action_id in self._actions and call.distrust is None and refusal.code not in _NO_NEWS
+            if is_over or is_news:
+                self._actions = {}
 
     def path(self, call: ToolCall) -> Callable[..., Flow] | None:
         """The path of a call that may run; None for one that may not."""
         with self._lock:
-            if call.action_id not in self._actions or time.monotonic() >= self._until:
+            if call.action_id not in self._actions or self._has_expired() or not self._spool.still_counts(self._asked):
                 return None
             try:
+                if self._open is not None and self._open[1].accepted_sequence >= MOST_EVENTS:
+                    self._retire()
                 if self._open is None:
                     self._open = self._begin()
             except (CRAError, ValueError) as error:
@@ -147,17 +201,45 @@ class Offline:
                 return None
             return self._open[1].flow
 
-    def is_over(self) -> bool:
-        """End the offline session, if there is one; whether there was."""
+    def refused(self, call: ToolCall, reason: str) -> None:
+        """Record that a call did not run, because the server was not to be reached."""
         with self._lock:
-            known, self._open = self._open, None
-        if known is None:
-            return False
-        known[1].end()
-        known[0].close()
-        return True
+            try:
+                if self._open is None:
+                    self._open = self._begin()
+                self._open[1].reject(call, reason, Deny("runtime_unreachable", "default", reason))
+            except (CRAError, ValueError) as error:
+                _logger.error("a refusal of %s is not recorded: %s", call.action_id, error)
 
-    def _begin(self) -> tuple[Runtime, Session]:
+    @property
+    def is_begun(self) -> bool:
+        """Whether something is recorded that was not handed over."""
+        return self._open is not None or bool(self._ending)
+
+    def is_over(self) -> bool:
+        """End the offline session, if there is one; whether nothing of it runs any more."""
+        with self._lock:
+            self._retire()
+            ended, self._ending = self._ending, []
+        for runtime, session in ended:
+            session.end()
+            if session.is_closed:
+                runtime.close()
+            else:
+                with self._lock:
+                    self._ending.append((runtime, session))
+        return not self._ending
+
+    def _retire(self) -> None:
+        if self._open is not None:
+            self._ending.append(self._open)
+            self._open = None
+
+    def _has_expired(self) -> bool:
+        """By either clock: one of them stands still while the machine sleeps, the other may be set back."""
+        return time.monotonic() >= self._until or SystemClock().wall_us() >= self._until_us
+
+    def _begin(self) -> tuple[Runtime, LocalSession]:
         atlas = Atlas.from_dict(
             {
                 "atlas_version": "1.0",
@@ -169,7 +251,7 @@ class Offline:
                 "policies": [{"policy_id": "unconditional", "type": "allow"}],
             }
         )
-        runtime = Runtime(atlas, trace=self._spool.folder)
+        runtime = self._spool.begin(atlas, trace=self._spool.folder)
         facts = self._facts
         try:
             session = runtime.session(
@@ -181,7 +263,25 @@ class Offline:
         _logger.warning(
             "session %s goes on offline as %s: only unconditional actions run", self._session_id, session.id
         )
+        assert isinstance(session, LocalSession)
         return runtime, session
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:  # another process has just handed it over
+        return None
+    except OSError as error:
+        _logger.error("%s cannot be handed over: %s", path, error.strerror)
+        return None
+
+
+def _made_us(resolution: Resolution) -> int:
+    try:
+        return parse_us(resolution.timestamp)
+    except ValueError:  # no time at all: it has expired
+        return 0
 
 
 def _declared(action: AllowedAction) -> dict[str, JsonValue]:

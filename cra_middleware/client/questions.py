@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import get_args
 
 from cra_middleware._clock import parse_us
-from cra_middleware.approvals import Answer, Approval, ApprovalError, Pending, State
+from cra_middleware.approvals.approval import Answer, Approval, ApprovalError, Pending, State
 from cra_middleware.carp.call import ToolCall
 from cra_middleware.client.connection import Connection, Reply, segment
 from cra_middleware.errors import ApprovalRequired, RuntimeUnreachable

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cra_middleware.attempt import REFUSALS
+from cra_middleware.calls.refusals import REFUSALS
 from cra_middleware.client.connection import Problem
 from cra_middleware.errors import (
     ActionDenied,
@@ -26,6 +26,7 @@ _BY_REASON: dict[str, type[CallRefused]] = {
 }
 _BY_CODE: dict[str, type[CallRefused]] = {
     "SESSION_ALREADY_ENDED": SessionEnded,
+    "SESSION_EXPIRED": SessionEnded,
     "SESSION_NOT_FOUND": NoActiveSession,
     "ACTION_DENIED": ActionDenied,
     "INVALID_PARAMETERS": InvalidParameters,
@@ -70,7 +71,7 @@ def session_error(problem: Problem) -> CRAError | ValueError:
 
 def resume_error(problem: Problem) -> CRAError:
     """Why a session cannot be gone on with."""
-    if problem.code in ("SESSION_ALREADY_ENDED", "TRACE_CHAIN_INTEGRITY_ERROR"):
+    if problem.code in ("SESSION_ALREADY_ENDED", "SESSION_EXPIRED", "TRACE_CHAIN_INTEGRITY_ERROR"):
         return ChainBroken(problem.message)
     if problem.code in ("UNAUTHORIZED", "FORBIDDEN", "UNAVAILABLE", "RATE_LIMIT_EXCEEDED"):
         return refusal_of(problem, None)

@@ -9,28 +9,31 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager
-from contextvars import ContextVar
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from cra_middleware._canonical import UnrepresentableError, canonical, digest
 from cra_middleware._ids import new_id
-from cra_middleware.approvals import Answer, Approver, Pending
-from cra_middleware.attempt import ABANDONED, LostOutcomeError, Running, class_words, has_claim
+from cra_middleware.approvals.approval import Answer, ApprovalError, Approver, Pending
+from cra_middleware.calls.attempt import LostOutcomeError
+from cra_middleware.calls.refusals import class_words
+from cra_middleware.calls.running import ABANDONED, ABANDONED_MESSAGE, running
+from cra_middleware.calls.under_way import UnderWay
 from cra_middleware.carp.call import Allow, Ask, Deny, ToolCall
-from cra_middleware.client.connection import Connection, Reply, problem_in
+from cra_middleware.client.answers import Authorised, understood
+from cra_middleware.client.connection import Connection, Reply, ServerAway, problem_in
 from cra_middleware.client.outcomes import Outcome, Outcomes, Worker
 from cra_middleware.client.questions import Questions
 from cra_middleware.client.refusals import refusal_of
-from cra_middleware.client.wire import execute_body, reject_body
+from cra_middleware.client.wire import MAX_REASON, execute_body, reject_body
 from cra_middleware.errors import (
     ActionDenied,
     ApprovalRejected,
     ApprovalRequired,
     CallRefused,
     RuntimeUnreachable,
-    SessionEnded,
 )
 from cra_middleware.interceptor import (
     AskApproval,
@@ -45,9 +48,6 @@ from cra_middleware.interceptor import (
 )
 from cra_middleware.observer import Observer, Operation, Subject
 
-_BARE = RunTool(None)
-_OPAQUE = b'"cra:opaque:'
-_UNSEEN = "an argument is an object that cannot be written down, so nobody can approve it"
 NOT_RUN = "not_run"
 """The error that is told of a call that was let run, and then was not."""
 
@@ -79,7 +79,6 @@ class RemoteCalls:
         subject: Subject,
         observer: Observer,
         session: object,
-        current: ContextVar[object],
         offline: Callable[[ToolCall], Callable[..., Flow] | None],
     ) -> None:
         """``offline`` gives the path of a call that may run although the server is not to be reached."""
@@ -90,18 +89,22 @@ class RemoteCalls:
         self._subject = subject
         self._observer = observer
         self._session = session
-        self._current = current
         self._offline = offline
-        self._running: dict[int, RemoteAttempt] = {}
-        self._unseen: set[tuple[str, str]] = set()
-        self._when_idle: Callable[[], None] | None = None
+        # what is done when it is idle waits for the network, and the last call may leave on a loop
+        self._under_way: UnderWay[RemoteAttempt] = UnderWay(
+            subject.session_id, lambda idle: worker.soon(partial(_done, idle))
+        )
+        self.when_refused: Callable[[ToolCall, str], None] | None = None
+        """Is told of a call that was refused because the server was not to be reached, and why."""
+        self.when_denied: Callable[[ToolCall, CallRefused], None] | None = None
+        """Is told of a call that the server itself refused."""
         self.asked: set[str] = set()
         """The questions that its calls were stopped for."""
 
     @property
     def is_busy(self) -> bool:
         """Whether a tool is running, or a stream is open."""
-        return bool(self._running)
+        return self._under_way.is_busy
 
     def flow(
         self,
@@ -122,8 +125,12 @@ class RemoteCalls:
             try:
                 let = yield from self._let_run(attempt)
             except RuntimeUnreachable as error:
-                path = self._offline(call)
+                path = self._offline(call) if isinstance(error, ServerAway) else None
                 if path is None:
+                    if self.when_refused is not None:
+                        yield Wait(partial(self.when_refused, call, error.reason))
+                    else:
+                        attempt.operation.decided(Deny("runtime_unreachable", "default", error.reason))
                     attempt.operation.end("denied", error.code, error.reason)
                     raise
                 attempt.operation.end(None)
@@ -135,7 +142,7 @@ class RemoteCalls:
                 return self._ran_there(attempt, let, stream or in_two)
             return (yield from self._run(attempt, body))
         finally:
-            self._forget(attempt)
+            self._under_way.leave(attempt)
 
     def reject(self, call: ToolCall, reason: str) -> CallRefused:
         """Record a call that is refused here; returns the refusal.
@@ -143,8 +150,7 @@ class RemoteCalls:
         Raises:
             CallRefused: when it cannot be recorded.
         """
-        if self._is_closing():
-            raise self._ended(call)
+        self._under_way.check(call)
         try:
             self._outcomes.tell()
             reply = self._connection.ask(
@@ -161,24 +167,18 @@ class RemoteCalls:
 
     def close(self, when_idle: Callable[[], None]) -> None:
         """Accept no more calls; call ``when_idle`` once, when no tool is running any more (perhaps at once)."""
-        self._when_idle = when_idle
-        for attempt in list(self._running.values()):
-            between = attempt.is_stream and attempt.is_running and not attempt.is_inside
-            if between and self._running.pop(id(attempt), None) is not None:
-                attempt.over = True
-                self._tell(attempt, 0, error=(ABANDONED, "the session ended while the stream was open"))
-        if not self._running:
-            when_idle()
+        self._under_way.close(when_idle, self._abandon)
+
+    def _abandon(self, attempt: RemoteAttempt) -> None:
+        attempt.over = True
+        words = (ABANDONED, ABANDONED_MESSAGE)
+        self._tell(attempt, 0, error=words)
+        attempt.operation.end("failed", *words)
 
     def _begin(self, call: ToolCall, stream: bool) -> RemoteAttempt:
-        if self._is_closing():
-            raise self._ended(call)
+        self._under_way.check(call)
         attempt = RemoteAttempt(call, self._observer.call(call, self._subject, new_id()), stream)
-        self._running[id(attempt)] = attempt
-        if self._is_closing():  # asked again after registering, so that an end misses no call
-            attempt.operation.end("denied", "session_ended")
-            self._forget(attempt)
-            raise self._ended(call)
+        self._under_way.enter(attempt)
         return attempt
 
     def _let_run(self, attempt: RemoteAttempt) -> Generator[Wait, object, dict[str, object] | None]:
@@ -188,10 +188,8 @@ class RemoteCalls:
             CallRefused: when the tool must not run.
         """
         call = attempt.call
-        unseen = (call.action_id, call.digest)
-        if call.problem is not None or unseen in self._unseen:
-            why = f"the arguments cannot be recorded: {call.problem}" if call.problem is not None else _UNSEEN
-            raise (yield from self._rejected(attempt, why))
+        if call.problem is not None:
+            raise (yield from self._rejected(attempt, f"the arguments cannot be recorded: {call.problem}"))
         try:
             asked = execute_body(call, self._subject.session_id, self._subject.agent_id)
         except (TypeError, ValueError, RecursionError) as error:
@@ -207,18 +205,13 @@ class RemoteCalls:
         waited = yield Wait(work)
         if isinstance(waited, Raised) and not answers:
             if isinstance(waited.error, RuntimeUnreachable):
-                raise RuntimeUnreachable(waited.error.reason, action_id=call.action_id) from waited.error
+                raise type(waited.error)(waited.error.reason, action_id=call.action_id) from waited.error
             attempt.operation.end("denied", type(waited.error).__name__)
             raise waited.error
         try:
-            result = self._understood(attempt, asked.request_id, answers[0])
+            attempt.execution_id, result = self._understood(call, asked.request_id, answers[0])
         except ApprovalRequired as refusal:
             attempt.operation.decided(Ask(refusal.policy_id or "default", refusal.reason))
-            if _OPAQUE in call.text:
-                self._unseen.add(unseen)
-                raise ApprovalRejected(
-                    _UNSEEN, action_id=call.action_id, policy_id=refusal.policy_id, approval_id=refusal.approval_id
-                ) from None
             raise
         except RuntimeUnreachable:
             raise
@@ -230,27 +223,19 @@ class RemoteCalls:
         if result is None and isinstance(waited, Raised):  # interrupted while it waited
             self._not_run(attempt, "the wait for the decision was interrupted")
             raise waited.error
-        if result is None and call.live is not None and call.changed():
+        if result is None and call.changed():
             reason = "the arguments changed after they were decided"
             self._not_run(attempt, reason)
             raise ActionDenied(reason, action_id=call.action_id, code="arguments_changed")
         return result
 
-    def _understood(self, attempt: RemoteAttempt, request_id: str, reply: Reply) -> dict[str, object] | None:
-        call = attempt.call
-        if reply.problem is not None:
-            raise refusal_of(reply.problem, call.action_id)
-        told = reply.json()
-        result, execution_id = told.get("result"), told.get("execution_id")
-        if not isinstance(execution_id, str) or told.get("request_id") != request_id:
-            raise _unreadable(call)
-        attempt.execution_id = execution_id
-        if told.get("status") == "success" and isinstance(result, dict):
-            is_let = result.get("authorized") is True and isinstance(result.get("report_until"), str)
-            return None if is_let else told
-        if told.get("status") == "error":
-            return told
-        raise _unreadable(call)
+    def _understood(self, call: ToolCall, request_id: str, reply: Reply) -> Authorised:
+        try:
+            return understood(call, request_id, reply)
+        except CallRefused as refusal:
+            if self.when_denied is not None:
+                self.when_denied(call, refusal)
+            raise
 
     def _rejected(self, attempt: RemoteAttempt, reason: str) -> Generator[Wait, object, CallRefused]:
         found: list[CallRefused] = []
@@ -264,7 +249,8 @@ class RemoteCalls:
     def _pause(
         self, attempt: RemoteAttempt, refusal: ApprovalRequired, approver: Approver | None
     ) -> Generator[AskApproval | Wait, object, None]:
-        """Let a framework that can stop the run do so. What it answers by itself is no yes: that is the server's."""
+        """Let a framework that can stop the run do so. What it answers by itself is no yes: that is the server's; a no
+        is told there, and closes the question."""
         attempt.operation.end("pending_approval")
         if refusal.approval_id is None:
             return
@@ -272,19 +258,36 @@ class RemoteCalls:
         if approver is None or not hasattr(approver, "suspends"):
             return
         found: list[Pending] = []
-        yield Wait(lambda: found.append(self._questions.pending(attempt.call, refusal, self._subject)))
+        _unless_interrupted(
+            (yield Wait(lambda: found.append(self._questions.pending(attempt.call, refusal, self._subject))))
+        )
         if not found:
             return
         reply = yield AskApproval(found[0], approver)
         if isinstance(reply, (Suspended, Interrupted)):
             raise reply.error
         if isinstance(reply, Answer) and not reply.approved:
+            reason = reply.reason or f"{reply.by} did not approve"
+            _unless_interrupted((yield Wait(lambda: self._take_back(attempt, found[0].approval_id, reason))))
             raise ApprovalRejected(
-                reply.reason or f"{reply.by} did not approve",
+                reason,
                 action_id=attempt.call.action_id,
                 policy_id=refusal.policy_id,
                 approval_id=refusal.approval_id,
             )
+
+    def _take_back(self, attempt: RemoteAttempt, approval_id: str, reason: str) -> None:
+        """Close a question with a no, and have the server record that its call is denied for that."""
+        try:
+            self._questions.answer(approval_id, Answer(False, reason=reason[:MAX_REASON]), 0)
+        except ApprovalError as error:  # answered or expired meanwhile; here it was a no all the same
+            _logger.warning("approval %s is not taken back: %s", approval_id, error)
+            return
+        asked = execute_body(attempt.call, self._subject.session_id, self._subject.agent_id)
+        with suppress(CallRefused):  # which is what it is recorded for
+            reply = self._connection.ask("POST", "/v1/execute", asked.data)
+            attempt.execution_id, _ = understood(attempt.call, asked.request_id, reply)
+            self._tell(attempt, 0, error=(NOT_RUN, reason))  # the policies changed, and ask nobody any more
 
     def _ran_there(self, attempt: RemoteAttempt, told: dict[str, object], is_ours: bool) -> Returned:
         """The server ran the action itself; what it gave stands for what the function here would have.
@@ -307,24 +310,24 @@ class RemoteCalls:
         return Returned(result["value"] if result.keys() == {"value"} else result)
 
     def _run(self, attempt: RemoteAttempt, body: object) -> Generator[RunTool, object, Returned | Raised]:
-        scope: Callable[[], AbstractContextManager[object]] | None = None
-        bare = body is None and not attempt.is_stream and not attempt.operation.is_recording
-        if not bare or self._current.get() is not self._session or has_claim():
-            scope = partial(Running, attempt, body, self._session, self._current)
+        wish = running(attempt, body, self._session)
         began_ns = time.monotonic_ns()
         attempt.is_running = True
+        attempt.operation.turn("tool")
         try:
-            outcome = yield _BARE if scope is None else RunTool(scope)
+            outcome = yield wish
         except GeneratorExit:  # the driver was dropped: the tool may have run, and nobody will say
             self._tell(attempt, 0, error=class_words(LostOutcomeError()))
+            self._end_later(attempt, "failed", LostOutcomeError.__name__)
             raise
         assert isinstance(outcome, (Returned, Raised, Closed))
+        attempt.operation.turn("nobody" if isinstance(outcome, Closed) else "ours")
         duration_ms = max(0, (time.monotonic_ns() - began_ns) // 1_000_000)
         if attempt.over:
             return Returned(None) if isinstance(outcome, Closed) else outcome
         if isinstance(outcome, Closed):  # perhaps in a finaliser: nothing but the telling of it
             self._tell(attempt, duration_ms)
-            self._worker.soon(partial(_done, partial(attempt.operation.end, "executed")))
+            self._end_later(attempt, "executed")
             return Returned(None)
         if isinstance(outcome, Raised):
             words = class_words(outcome.error)
@@ -334,6 +337,12 @@ class RemoteCalls:
             self._tell(attempt, duration_ms, result_hash=_digest(outcome.value))
             attempt.operation.end("executed")
         return outcome
+
+    def _end_later(
+        self, attempt: RemoteAttempt, outcome: Literal["executed", "failed"], error_type: str | None = None
+    ) -> None:
+        """Where no lock may be taken: an exporter takes some."""
+        self._worker.soon(partial(_done, partial(attempt.operation.end, outcome, error_type)))
 
     def _not_run(self, attempt: RemoteAttempt, reason: str) -> None:
         self._tell(attempt, 0, error=(NOT_RUN, reason))
@@ -357,22 +366,10 @@ class RemoteCalls:
             body["result_hash"] = result_hash
         self._outcomes.add(Outcome(attempt.execution_id, attempt.call.action_id, body))
 
-    def _forget(self, attempt: RemoteAttempt) -> None:
-        known = self._running.pop(id(attempt), None)
-        if known is not None and self._when_idle is not None and not self._running:
-            self._worker.soon(partial(_done, self._when_idle))  # it waits for the network, and we may be on a loop
 
-    def _is_closing(self) -> bool:
-        return self._when_idle is not None
-
-    def _ended(self, call: ToolCall) -> SessionEnded:
-        reason = f"session {self._subject.session_id} is over; start a new one"
-        return SessionEnded(reason, action_id=call.action_id)
-
-
-def _unreadable(call: ToolCall) -> CallRefused:
-    """The server did answer: it may have run the action itself, so nothing runs here in its stead."""
-    return CallRefused("the server's answer cannot be read", action_id=call.action_id, code="server_error")
+def _unless_interrupted(waited: object) -> None:
+    if isinstance(waited, Raised) and not isinstance(waited.error, Exception):
+        raise waited.error
 
 
 def _done(work: Callable[[], None]) -> bool:

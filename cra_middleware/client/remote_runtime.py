@@ -5,17 +5,15 @@ It overrides everything public of ``Runtime``, and uses none of its parts: what 
 
 from __future__ import annotations
 
-import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 from cra_middleware._clock import SystemClock
-from cra_middleware._fork import tell_child
-from cra_middleware._ids import is_id, new_id
-from cra_middleware.admission import check_text, facts_of
-from cra_middleware.answering import Approvals
+from cra_middleware._ids import is_id
+from cra_middleware.approvals.answering import Approvals
 from cra_middleware.atlas.loader import Atlas
 from cra_middleware.atlas.manifest import RiskTier
 from cra_middleware.carp.call import Target
@@ -29,15 +27,18 @@ from cra_middleware.client.questions import Questions
 from cra_middleware.client.refusals import resume_error, session_error
 from cra_middleware.client.remote_session import Link, RemoteSession, resolution_in
 from cra_middleware.client.toolbook import ToolBook
-from cra_middleware.client.wire import json_of, resolve_body
+from cra_middleware.client.wire import resolve_body, session_body
 from cra_middleware.errors import ChainBroken, CRAError, SinkError
 from cra_middleware.leaving import forget, leave_at_exit
 from cra_middleware.policies import AtlasSource
 from cra_middleware.runtime import Runtime
-from cra_middleware.session import Session, current_session
+from cra_middleware.sessions.admission import Admitted, Opening, admitted, facts_of
+from cra_middleware.sessions.open_sessions import OpenSessions
+from cra_middleware.sessions.session import Session
 from cra_middleware.telemetry import Telemetry
 
 if TYPE_CHECKING:
+    from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
 
@@ -57,6 +58,7 @@ class RemoteRuntime(Runtime):
         on_unreachable: Literal["deny", "cached"] = "deny",
         spool: str | Path | None = None,
         tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
     ) -> None:
         """Nothing is asked of the server yet.
 
@@ -70,28 +72,18 @@ class RemoteRuntime(Runtime):
             raise ValueError("on_unreachable='cached' needs a spool=FOLDER for what is recorded meanwhile, and only it")
         self._connection = connection
         self._worker = Worker()
-        self._tools = ToolBook(connection, self._renew_later)
-        self._spool = None if spool is None else Spool(spool, connection)
-        self._link = Link(
-            connection, self._tools, self._worker, Telemetry(tracer_provider, lambda action_id: None), self._spool
-        )
+        self._tools = ToolBook(connection, self._renew_later, may_be_old=on_unreachable == "cached")
+        begin = partial(Runtime, tracer_provider=tracer_provider, meter_provider=meter_provider)
+        self._spool = None if spool is None else Spool(spool, connection, begin)
+        telemetry = Telemetry(tracer_provider, meter_provider, lambda action_id: None, decides=False)
+        self._link = Link(connection, self._tools, self._worker, telemetry, self._spool)
         self._approvals = Approvals(Questions(connection), SystemClock())
-        self._lock = threading.Lock()
-        self._remote: dict[str, RemoteSession] = {}
-        self._kept: set[str] = set()
-        self._crowded = 64
-        self._is_closed = False
+        self._open = OpenSessions[RemoteSession]()
         if self._spool is not None:
             self._spool.seal_left_behind()
             self._worker.begin()
             self._worker.soon(self._spool.upload)
-        tell_child(self)
         leave_at_exit(self)
-
-    def forked(self) -> None:
-        """In a forked child: another thread of the parent's may have held a lock."""
-        self._lock = threading.Lock()
-        self._tools.forked()
 
     @property
     def atlases(self) -> tuple[Atlas, ...]:
@@ -172,43 +164,24 @@ class RemoteRuntime(Runtime):
             SinkError: when the server cannot begin the trace.
             ValueError: when an argument is not usable, or changes a fact of the parent.
         """
-        self._check_open()
-        wanted = parent or current_session()
-        above = self._remote.get(wanted.id) if wanted is not None and wanted.is_open else None
+        self._open.check_open()
+        told = (external_id, subject, None if parent is None else parent.id, session_id, metadata or {}, request)
+        opening = Opening(agent_id, goal, risk_tier, context or {}, atlas_ids, *told)
+        whole = opening.whole
+        above = self._open.above(whole.parent_id)
         if parent is not None and above is None:
             raise ValueError("the parent is no open session of this runtime")
-        session_id = session_id or (request.requester.session_id if request is not None else new_id())
-        if not is_id(session_id):
-            raise ValueError("a session id is a lower-case UUID")
-        facts = facts_of(session_id, agent_id, risk_tier, context or {}, atlas_ids, above.facts if above else None)
-        if not 0 < len(goal) <= 10_000:
-            raise ValueError("goal must have 1 to 10,000 characters")
-        check_text("goal", goal)
-        subject = subject or (above.behalf if above else None)
-        body: dict[str, object | None] = {
-            "session_id": session_id,
-            "agent_id": agent_id,
-            "goal": goal,
-            "risk_tier": risk_tier,
-            "context": json_of(context or {}, "context"),
-            "metadata": json_of(metadata or {}, "metadata"),
-            "atlas_ids": None if atlas_ids is None else list(atlas_ids),
-            "external_id": external_id,
-            "subject": subject,
-            "parent_session_id": None if above is None else above.id,
-            "request": None if request is None else request.model_dump(mode="json", exclude_none=True),
-        }
-        reply = self._connection.ask(
-            "POST", "/v1/sessions", {key: told for key, told in body.items() if told is not None}
-        )
+        who = admitted(whole, above)
+        body = session_body(opening, who, None if above is None else above.id)
+        asked = time.monotonic()
+        reply = self._connection.ask("POST", "/v1/sessions", body)
         if reply.problem is not None:
             raise session_error(reply.problem)
-        told = reply.json()
-        session = RemoteSession(self._link, session_id, facts, goal, subject, resolution_in(told.get("resolution")))
-        self._tools.seen(told.get("tools_etag"))
-        self._remember(session, keep)
-        if above is not None:
-            above.adopt(session)
+        answer = reply.json()
+        session = RemoteSession(self._link, who, resolution_in(answer.get("resolution")), asked)
+        self._tools.seen(answer.get("tools_etag"))
+        self._open.begun(session, above, keep)
+        self._worker.begin()
         return session
 
     def resolve(self, request: Request | Mapping[str, object]) -> Resolution:
@@ -220,10 +193,10 @@ class RemoteRuntime(Runtime):
             ValueError: when the request is malformed (``pydantic.ValidationError``), or the server does not take it.
         """
         asked = request if isinstance(request, Request) else Request.model_validate(request)
-        who, task = asked.requester, asked.task
-        known = self._remote.get(who.session_id)
+        who = asked.requester
+        known = self._open.get(who.session_id)
         if known is None:
-            return self.session(who.agent_id, task.goal, task.risk_tier, asked.context, request=asked).resolution
+            return self.session(who.agent_id, asked.task.goal, request=asked).resolution
         if known.facts.agent_id != who.agent_id:
             raise ValueError(f"session {known.id} belongs to another agent than {who.agent_id!r}")
         return known.resolve(asked)
@@ -238,10 +211,10 @@ class RemoteRuntime(Runtime):
             ChainBroken: when the session was ended, or its trace was changed.
             SinkError: when there is no such session of this key's.
         """
-        known = self._remote.get(session_id)
-        if known is not None and known.is_open:
+        known = self._open.find(session_id)
+        if known is not None:
             return known
-        self._check_open()
+        self._open.check_open()
         if not is_id(session_id):
             raise SinkError("a session id is a lower-case UUID")
         reply = self._connection.ask("GET", f"/v1/sessions/{session_id}")
@@ -249,7 +222,8 @@ class RemoteRuntime(Runtime):
             raise resume_error(reply.problem)
         told = reply.json()
         if told.get("status") != "active":
-            raise ChainBroken(f"session {session_id} was ended; nothing may follow")
+            how = "has expired" if told.get("expired") is True else "was ended"
+            raise ChainBroken(f"session {session_id} {how}; nothing may follow")
         agent_id, goal, above = told.get("agent_id"), str(told.get("goal")), told.get("parent_session_id")
         named = told.get("atlas_ids")
         names = [str(name) for name in named] if isinstance(named, list) else None
@@ -257,17 +231,19 @@ class RemoteRuntime(Runtime):
         if isinstance(above, str):
             facts = facts._replace(root_session_id=above)
         body = resolve_body(session_id, facts, goal).model_dump(mode="json", exclude_none=True)
+        asked = time.monotonic()
         reply = self._connection.ask("POST", "/v1/resolve", body)
         if reply.problem is not None:
             raise resume_error(reply.problem)
-        session = RemoteSession(self._link, session_id, facts, goal, None, resolution_in(reply.json()), resumed=True)
-        self._remember(session, keep)
+        who = Admitted(session_id, goal, facts, None)
+        session = RemoteSession(self._link, who, resolution_in(reply.json()), asked, resumed=True)
+        self._open.resumed(session, keep)
+        self._worker.begin()
         return session
 
     def find(self, session_id: str) -> Session | None:
         """The open session with this id, of this process's."""
-        session = self._remote.get(session_id)
-        return session if session is not None and session.is_open else None
+        return self._open.find(session_id)
 
     def target_for(
         self,
@@ -280,8 +256,10 @@ class RemoteRuntime(Runtime):
     ) -> Target:
         """What a tool stands for, as ``Runtime.target_for``, by the server's Atlases of at most a minute ago.
 
+        With ``on_unreachable="cached"`` by those that were last heard of, while the server is not to be reached.
+
         Raises:
-            CallRefused: when nothing was ever heard of them.
+            CallRefused: when nothing was heard of them for so long.
         """
         return self._tools.now.target_for(tool_name, framework, declared, actions, server)
 
@@ -289,7 +267,7 @@ class RemoteRuntime(Runtime):
         """The policies that only a call's arguments can decide; what a tool is shown must be what they are shown.
 
         Raises:
-            CallRefused: when nothing was ever heard of the server's Atlases.
+            CallRefused: as ``target_for``.
         """
         return self._tools.now.argument_policies
 
@@ -298,49 +276,21 @@ class RemoteRuntime(Runtime):
 
         A session in which a person is being asked is kept, too: the questions are at the server.
         """
-        for session in reversed(self._opened()):
-            if not end and (session.id in self._kept or (session.is_open and session.is_waiting)):
-                session.detach()
-            else:
-                session.end()
-        self._let_go()
+        self._leave(self._open.end(all_of_them=end, can_wait=True))
 
     def detach(self) -> None:
         """Let go of every session without sealing it; done by itself when the interpreter exits."""
-        for session in reversed(self._opened()):
-            session.detach()
-        self._let_go()
-
-    def _opened(self) -> list[RemoteSession]:
-        with self._lock:
-            return list(self._remote.values())
-
-    def _remember(self, session: RemoteSession, keep: bool) -> None:
-        with self._lock:
-            self._remote[session.id] = session
-            if len(self._remote) > self._crowded:  # not each time: looking through all of them would cost more and more
-                self._remote = {key: known for key, known in self._remote.items() if known.is_open or known.is_busy}
-                self._kept &= self._remote.keys()
-                self._crowded = 2 * len(self._remote) + 64
-            if keep:
-                self._kept.add(session.id)
-        self._worker.begin()
+        self._leave(self._open.detach())
 
     def _renew_later(self, work: Callable[[], None]) -> None:
         self._worker.begin()
         self._worker.soon(partial(_done, work))
 
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise SinkError("the runtime is closed")
-
-    def _let_go(self) -> None:
-        self._is_closed = True
+    def _leave(self, nothing_runs: bool) -> None:
         forget(self)
-        if any(session.is_busy for session in self._opened()):
-            return  # a tool of another thread still runs: its outcome has to be told, and that its session has ended
-        self._worker.close()
-        self._connection.close()
+        if nothing_runs:  # else the outcome of a tool of another thread has to be told, and that its session has ended
+            self._worker.close()
+            self._connection.close()
 
 
 def _at_server(instead: str) -> NoReturn:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from cra_middleware._fork import tell_child
-from cra_middleware.approvals import ApprovalError, Approver
-from cra_middleware.carp.call import Target, ToolCall
+from cra_middleware.approvals.approval import ApprovalError, Approver
+from cra_middleware.carp.call import ToolCall
 from cra_middleware.carp.messages import Request, Resolution
 from cra_middleware.carp.policy import Facts
 from cra_middleware.carp.resolve import out_of_reach
+from cra_middleware.carp.tool_map import ToolMap
 from cra_middleware.client.connection import Connection
 from cra_middleware.client.offline import Offline, Spool
 from cra_middleware.client.outcomes import Outcomes, Worker
@@ -23,12 +22,13 @@ from cra_middleware.client.questions import Questions
 from cra_middleware.client.refusals import refusal_of
 from cra_middleware.client.remote_calls import RemoteCalls
 from cra_middleware.client.toolbook import ToolBook
-from cra_middleware.client.wire import resolve_body
+from cra_middleware.client.wire import resolve_body, would_wait_body
 from cra_middleware.errors import CallRefused, RuntimeUnreachable, SinkError
 from cra_middleware.interceptor import Flow
 from cra_middleware.observer import Observer, Subject
 from cra_middleware.open_call import OpenCall
-from cra_middleware.session import CURRENT, EndReason, Session
+from cra_middleware.sessions.admission import Admitted
+from cra_middleware.sessions.session import EndReason, Session
 from cra_middleware.trace.chain import Verdict, verify_lines
 from cra_middleware.trace.event import Event
 from cra_middleware.trace.profiles import read
@@ -57,58 +57,43 @@ class RemoteSession(Session):
     def __init__(
         self,
         link: Link,
-        session_id: str,
-        facts: Facts,
-        goal: str,
-        behalf: str | None,
+        who: Admitted,
         resolution: Resolution,
+        asked: float,
         *,
         resumed: bool = False,
     ) -> None:
-        """``resumed`` says that calls of it were made elsewhere."""
+        """``resolution`` was ``asked`` for then; ``resumed`` says that calls of it were made elsewhere."""
         super().__init__()
         self._resumed = resumed
         self._link = link
-        self._id = session_id
-        self._facts = facts
-        self._goal = goal
-        self._behalf = behalf
-        self._lock = threading.RLock()
-        self._state: Literal["open", "closing", "closed"] = "open"
-        self._children: list[RemoteSession] = []
-        self._outcomes = Outcomes(link.connection, link.worker, session_id)
-        self._offline = None if link.spool is None else Offline(link.spool, session_id, facts, goal)
+        self._who = who
+        self._outcomes = Outcomes(link.connection, link.worker, self.id)
+        self._offline = None if link.spool is None else Offline(link.spool, self.id, who.facts, who.goal)
         self._ask_again = 0.0
-        self._take(resolution)
-        subject = Subject(session_id, resolution.trace_id, facts.agent_id)
+        self._take(resolution, asked)
+        subject = Subject(self.id, resolution.trace_id, who.facts.agent_id)
         self._calls = RemoteCalls(
-            link.connection, link.worker, self._outcomes, subject, link.observer, self, CURRENT, self._path_offline
+            link.connection, link.worker, self._outcomes, subject, link.observer, self, self._path_offline
         )
-        tell_child(self)
-
-    def forked(self) -> None:
-        """In a forked child: another thread of the parent's may have held the lock."""
-        self._lock = threading.RLock()
+        if self._offline is not None:
+            self._calls.when_refused = self._refused_offline
+            self._calls.when_denied = self._offline.hear
 
     @property
     def id(self) -> str:
         """The session's id, which also names its trace at the server."""
-        return self._id
+        return self._who.session_id
 
     @property
     def facts(self) -> Facts:
         """What decisions depend on, as it was told to the server."""
-        return self._facts
+        return self._who.facts
 
     @property
     def behalf(self) -> str | None:
         """On whose behalf it acts, where that was told."""
-        return self._behalf
-
-    @property
-    def is_open(self) -> bool:
-        """Whether calls are accepted, as far as is known here."""
-        return self._state == "open"
+        return self._who.behalf
 
     @property
     def is_busy(self) -> bool:
@@ -116,21 +101,9 @@ class RemoteSession(Session):
         return self._calls.is_busy
 
     @property
-    def is_waiting(self) -> bool:
-        """Whether a person is being asked about one of its calls, or has said yes to one that has not run yet."""
-        if not (self._calls.asked or self._resumed):
-            return False
-        try:
-            found = Questions(self._link.connection).listed(None, self._id)
-        except ApprovalError as error:
-            _logger.error("open questions of session %s cannot be read: %s", self._id, error)
-            return True  # one was open when it was last heard of
-        return any(item.state in ("pending", "approved") for item in found)
-
-    @property
     def is_observing(self) -> bool:
         """Whether nothing is enforced, only recorded."""
-        return self._link.tools.now.observing
+        return self._link.tools.latest.observing
 
     @property
     def resolution(self) -> Resolution:
@@ -148,15 +121,11 @@ class RemoteSession(Session):
 
     def verify(self) -> Verdict:
         """Verify this session's chain here, from the bytes that the server keeps."""
-        return verify_lines(self._lines(), self._id)[0]
+        return verify_lines(self._lines(), self.id)[0]
 
-    def freeze(self, action_id: str, tool_name: str, arguments: Mapping[str, object]) -> ToolCall:
-        """A call of an action, or of a tool that an Atlas maps to one, before it is decided.
-
-        Raises:
-            TypeError: when a name is no string, or two arguments would have one name.
-        """
-        return self._link.tools.now.freeze(action_id, tool_name, arguments)
+    @property
+    def _tools(self) -> ToolMap:
+        return self._link.tools.now
 
     def flow(
         self, call: ToolCall, body: object = None, *, stream: bool = False, approver: Approver | None = None
@@ -187,28 +156,20 @@ class RemoteSession(Session):
         return self._calls.reject(call, reason)
 
     def would_wait(self, call: ToolCall) -> bool:
-        """Never: a server is asked by the call itself, which is then told to wait."""
-        return False
-
-    def target_for(
-        self,
-        tool_name: str,
-        framework: str,
-        *,
-        actions: Mapping[str, str] | None = None,
-        declared: str | None = None,
-        server: str | None = None,
-    ) -> Target:
-        """What a tool stands for, as ``Runtime.target_for`` says."""
-        return self._link.tools.now.target_for(tool_name, framework, declared, actions, server)
-
-    def distrust(self, source: str, tool_name: str, described: Callable[[], str]) -> str | None:
-        """Why a tool is not one that was looked at, as ``atlas.lock`` says; ``described`` gives its digest."""
-        return self._link.tools.now.distrust(source, tool_name, described)
+        """Whether the server would leave ``call`` for a person now; False where it does not say."""
+        if call.problem is not None:
+            return False
+        try:
+            body = would_wait_body(call, self.id)
+            reply = self._link.connection.ask("POST", "/v1/executions/would-wait", body)
+            return reply.problem is None and reply.json().get("waits") is True
+        except (RuntimeUnreachable, TypeError, ValueError) as error:  # the call itself finds out, and is refused
+            _logger.warning("whether %s waits for a person is not known: %s", call.action_id, error)
+            return False
 
     def can_reach(self, action_id: str) -> bool:
         """Whether some call of the action could be allowed, now or in an hour, with or without a person's yes."""
-        tools = self._link.tools.now
+        tools = self._link.tools.latest
         if tools.observing:
             return True
         if time.monotonic() >= max(self._expires, self._ask_again):
@@ -226,7 +187,7 @@ class RemoteSession(Session):
         """
         more = ", ".join(f"{key}={value}" for key, value in details.items())
         text = f"{message} ({more})" if more else message
-        self._say("POST", f"/v1/traces/{self._id}/note", {"error_code": error_code, "message": text[:1000]})
+        self._say("POST", f"/v1/traces/{self.id}/note", {"error_code": error_code, "message": text[:1000]})
 
     def resolve(self, request: Request | None = None) -> Resolution:
         """Answer ``request`` (or a plain one of our own) and make it the resolution that calls are made under.
@@ -235,13 +196,14 @@ class RemoteSession(Session):
             CallRefused: when the server does not answer it; the earlier resolution stays.
             ValueError: when the server does not take the request.
         """
-        asked = request or resolve_body(self._id, self._facts, self._goal)
-        reply = self._link.connection.ask("POST", "/v1/resolve", asked.model_dump(mode="json", exclude_none=True))
+        wanted = request or resolve_body(self.id, self.facts, self._who.goal)
+        asked = time.monotonic()
+        reply = self._link.connection.ask("POST", "/v1/resolve", wanted.model_dump(mode="json", exclude_none=True))
         if reply.problem is not None:
             if reply.status == 400 or reply.problem.code == "ATLAS_NOT_FOUND":
                 raise ValueError(reply.problem.message)
             raise refusal_of(reply.problem, None)
-        self._take(resolution_in(reply.json()))
+        self._take(resolution_in(reply.json()), asked, is_own=request is None)
         return self._resolution
 
     def flush(self) -> None:
@@ -253,56 +215,69 @@ class RemoteSession(Session):
         self._outcomes.told_or_kept()
 
     def end(self, reason: EndReason = "completed", error: str | None = None) -> None:
-        """Seal the chain. Calls that are running still record their outcome first; a second end does nothing.
+        """Seal the chain. Calls that are running still record their outcome first; a second end just goes on.
 
         Sessions opened below this one end before it. Where the server is not to be reached, its trace stays open.
         """
-        for child in self._children:
-            child.end(reason)
-        self._close(lambda: self._seal(reason, error))
+        self._close(lambda: self._seal(reason, error), lambda child: child.end(reason))
 
     def detach(self) -> None:
         """Let go of the session without sealing it, so that ``runtime.resume`` can go on with it, here or elsewhere."""
-        for child in self._children:
-            child.detach()
-        self._close(self._let_go)
+        self._close(self._let_go, lambda child: child.detach())
 
-    def adopt(self, child: RemoteSession) -> None:
-        """Make ``child`` end before this session does."""
-        self._children = [known for known in self._children if known.is_open]
-        self._children.append(child)
+    def _is_asking(self) -> bool:
+        if not (self._calls.asked or self._resumed):
+            return False
+        try:
+            found = Questions(self._link.connection).listed(None, self.id)
+        except ApprovalError as error:
+            _logger.error("open questions of session %s cannot be read: %s", self.id, error)
+            return True  # one was open when it was last heard of
+        return any(item.state in ("pending", "approved") for item in found)
 
-    def _take(self, resolution: Resolution) -> None:
+    def _take(self, resolution: Resolution, asked: float, *, is_own: bool = True) -> None:
         self._resolution = resolution
         self._expires = time.monotonic() + resolution.ttl_seconds
         if self._offline is not None:
-            self._offline.learn(resolution)
+            self._offline.learn(resolution, asked, is_own=is_own)
 
     def _path_offline(self, call: ToolCall) -> Callable[..., Flow] | None:
-        if self._offline is None:
+        if self._offline is None or self._runs_there(call.action_id):
             return None
         path = self._offline.path(call)
         if path is not None:
             self._link.worker.soon(self._is_back)
         return path
 
+    def _refused_offline(self, call: ToolCall, reason: str) -> None:
+        assert self._offline is not None
+        self._offline.refused(call, reason)
+        self._link.worker.soon(self._is_back)
+
+    def _runs_there(self, action_id: str) -> bool:
+        """Whether the server runs an action by itself, as far as is known here."""
+        try:
+            return action_id in self._link.tools.latest.at_server
+        except CallRefused:  # nothing is known
+            return True
+
     def _is_back(self) -> bool:
         """Whether the server is there again; if so, what was recorded offline is handed over."""
         assert self._offline is not None
         assert self._link.spool is not None
         try:
-            self._link.connection.ask("GET", f"/v1/sessions/{self._id}")
+            self._link.connection.ask("GET", f"/v1/sessions/{self.id}")
         except RuntimeUnreachable:
             return not self.is_open
-        self._offline.is_over()
-        return self._link.spool.upload()
+        is_over = self._offline.is_over()
+        return self._link.spool.upload() and is_over
 
     def _lines(self) -> Iterator[bytes]:
         self._outcomes.told_or_kept()
         after = -1
         while True:
             query = {"limit": str(_PAGE), **({} if after < 0 else {"since_sequence": str(after)})}
-            reply = self._link.connection.ask("GET", f"/v1/traces/{self._id}", query=query, headers={"accept": _NDJSON})
+            reply = self._link.connection.ask("GET", f"/v1/traces/{self.id}", query=query, headers={"accept": _NDJSON})
             if reply.problem is not None:
                 raise SinkError(reply.problem.message or reply.problem.code)
             lines = reply.data.splitlines(keepends=True)
@@ -311,33 +286,34 @@ class RemoteSession(Session):
             if len(lines) < _PAGE:
                 return
 
-    def _close(self, finish: Callable[[], None]) -> None:
-        with self._lock:
-            if self._state != "open":
-                return
-            self._state = "closing"
-        self._calls.close(finish)
+    def _close(self, finish: Callable[[], None], first: Callable[[RemoteSession], None]) -> None:
+        to_do = self._life.begin_to_close(finish, first)
+        if to_do is not None:
+            self._calls.close(to_do)
 
     def _seal(self, reason: EndReason, error: str | None) -> None:
-        with self._lock:
-            if self._state == "closed":
-                return
-            self._let_go()
+        def last() -> None:
+            self._hand_over()
             try:
                 body = {"reason": reason, **({} if error is None else {"error": error[:1000]})}
-                self._say("POST", f"/v1/sessions/{self._id}/end", body, again=True)
+                self._say("POST", f"/v1/sessions/{self.id}/end", body, again=True)
             except SinkError as failure:
-                _logger.error("session %s ends unsealed: %s", self._id, failure)
+                _logger.error("session %s ends unsealed: %s", self.id, failure)
+
+        self._life.finish(last)
 
     def _let_go(self) -> None:
-        with self._lock:
-            if self._state == "closed":
-                return
-            self._state = "closed"
-            if not self._outcomes.retold():
-                self._outcomes.give_up()
-            if self._offline is not None and self._offline.is_over() and self._link.spool is not None:
-                self._link.spool.upload()
+        self._life.finish(self._hand_over)
+
+    def _hand_over(self) -> None:
+        """What the server has to be told yet."""
+        if not self._outcomes.retold():
+            self._outcomes.give_up()
+        spool = self._link.spool
+        if self._offline is not None and spool is not None and self._offline.is_begun:
+            self._offline.is_over()
+            if not spool.upload():
+                self._link.worker.soon(spool.upload)
 
     def _say(self, method: str, path: str, body: Mapping[str, object], *, again: bool = False) -> None:
         try:

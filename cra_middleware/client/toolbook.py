@@ -5,91 +5,102 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass
 
+from cra_middleware._fork import tell_child
 from cra_middleware.atlas.lock import Lock
-from cra_middleware.carp.call import Target, ToolCall, find_target
+from cra_middleware.carp.call import Target
+from cra_middleware.carp.tool_map import ToolMap
 from cra_middleware.client.connection import Connection
 from cra_middleware.client.refusals import refusal_of
 from cra_middleware.errors import CallRefused, RuntimeUnreachable
 
 FRESH_SECONDS = 30.0
-"""How long what is known counts without asking whether it has changed."""
+"""How long what is known counts without asking whether it has changed; then that is asked in another thread."""
+STALE_SECONDS = 60.0
+"""How long it counts where no such question was answered: then whoever wants to know waits for the answer."""
+RETRY_SECONDS = 5.0
+"""How long a server that did not answer one who waited is not waited for again: many tools are looked at in a row."""
 
 _logger = logging.getLogger("cra_middleware")
 
 
-class Tools(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class Tools(ToolMap):
     """What a server said at one time."""
 
     etag: str
     actions: frozenset[str]
+    at_server: frozenset[str]
+    """Actions that the server runs by itself."""
     maps: Mapping[str, Mapping[str, Target]]
     lock: Lock
     argument_policies: tuple[str, ...]
     observing: bool
 
-    def target_for(
-        self,
-        tool_name: str,
-        framework: str,
-        declared: str | None,
-        actions: Mapping[str, str] | None = None,
-        server: str | None = None,
-    ) -> Target:
-        """What a tool stands for, as ``Runtime.target_for`` says."""
+    @property
+    def declared(self) -> Container[str]:
+        return self.actions
+
+    def mapped(self, tool_name: str, framework: str) -> Target | None:
         sections = [self.maps.get(section, {}) for section in dict.fromkeys((framework, "any"))]
-
-        def mapped(name: str) -> Target | None:
-            return next((section[name] for section in sections if name in section), None)
-
-        return find_target(mapped, tool_name, declared, actions, server)
-
-    def freeze(self, action_id: str, tool_name: str, arguments: Mapping[str, object]) -> ToolCall:
-        """The call of a function as an action, or as a tool that the Atlases map to one.
-
-        Raises:
-            TypeError: when ``action_id`` is no string, or two arguments would have one name.
-        """
-        if action_id in self.actions:
-            return ToolCall.freeze(action_id, tool_name, arguments)
-        return self.target_for(action_id, "any", None).call(tool_name, arguments)
+        return next((section[tool_name] for section in sections if tool_name in section), None)
 
     def distrust(self, source: str, tool_name: str, described: Callable[[], str]) -> str | None:
-        """Why a tool is not one that was looked at; ``described`` gives its digest."""
         return self.lock.problem(source, tool_name, described()) if self.lock.holds(source) else None
 
 
 class ToolBook:
     """The newest of them. Safe under threads."""
 
-    def __init__(self, connection: Connection, later: Callable[[Callable[[], None]], None]) -> None:
-        """``later`` does something that waits for the network, in another thread."""
+    def __init__(
+        self, connection: Connection, later: Callable[[Callable[[], None]], None], *, may_be_old: bool = False
+    ) -> None:
+        """``later`` does something that waits for the network, in another thread; what ``may_be_old`` counts on while
+        the server is not to be reached."""
         self._connection = connection
         self._later = later
+        self._may_be_old = may_be_old
         self._lock = threading.Lock()
+        self._waiting = threading.Lock()
         self._known: Tools | None = None
         self._checked = 0.0
+        """When the server last said that it is the newest."""
+        self._asked = 0.0
+        """When that was last asked in another thread."""
+        self._missed: tuple[float, str] = (0.0, "")
+        """Until when the server is not waited for, and why it did not answer."""
+        tell_child(self)
 
     def forked(self) -> None:
-        """In a forked child: another thread of the parent's may have held the lock."""
+        """In a forked child: another thread of the parent's may have held a lock."""
         self._lock = threading.Lock()
+        self._waiting = threading.Lock()
 
     @property
     def now(self) -> Tools:
-        """What is known; asked for when nothing is.
+        """What the server said at most ``STALE_SECONDS`` ago; asked for where that is longer ago.
+
+        Raises:
+            CallRefused: when it cannot be had, and what is known must not be old.
+        """
+        known = self._known
+        if known is None:
+            return self.renew()
+        if time.monotonic() - self._checked > STALE_SECONDS:
+            return self._renewed(known)
+        return self._looked_after(known)
+
+    @property
+    def latest(self) -> Tools:
+        """What is known, however old, for what decides nothing; asked for when nothing is.
 
         Raises:
             CallRefused: when it cannot be had.
         """
         known = self._known
-        if known is None:
-            return self.renew()
-        if time.monotonic() - self._checked > FRESH_SECONDS:
-            self._checked = time.monotonic()
-            self._later(self._renew_quietly)
-        return known
+        return self.renew() if known is None else self._looked_after(known)
 
     def seen(self, etag: object) -> None:
         """The server says that this is the newest.
@@ -119,6 +130,30 @@ class ToolBook:
             self._checked = time.monotonic()
             return known
 
+    def _looked_after(self, known: Tools) -> Tools:
+        now = time.monotonic()
+        if now - max(self._checked, self._asked) > FRESH_SECONDS:
+            self._asked = now
+            self._later(self._renew_quietly)
+        return known
+
+    def _renewed(self, known: Tools) -> Tools:
+        """What is newest; of many who wait, one asks for all."""
+        began = time.monotonic()
+        with self._waiting:
+            if self._known is not None and self._checked >= began:
+                return self._known
+            until, why = self._missed
+            if began >= until:
+                try:
+                    return self.renew()
+                except RuntimeUnreachable as error:
+                    self._missed = time.monotonic() + RETRY_SECONDS, error.reason
+                    why = error.reason
+            if not self._may_be_old:
+                raise RuntimeUnreachable(why)
+            return self._looked_after(known)
+
     def _renew_quietly(self) -> None:
         try:
             self.renew()
@@ -131,6 +166,7 @@ def _read(body: Mapping[str, object]) -> Tools:
         return Tools(
             _text(body["etag"]),
             frozenset(_text(name) for name in _items(body["actions"])),
+            frozenset(_text(name) for name in _items(body["at_server"])),
             {
                 framework: {tool: _target(told) for tool, told in _fields(tools).items()}
                 for framework, tools in _fields(body["maps"]).items()

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from math import isfinite
 from typing import NamedTuple
 
 import orjson
 
-from cra_middleware._canonical import normalise
 from cra_middleware._clock import SystemClock, timestamp_text
 from cra_middleware._ids import new_id
 from cra_middleware.carp.call import ToolCall
 from cra_middleware.carp.messages import Request, Requester, Task
 from cra_middleware.carp.policy import Facts
+from cra_middleware.sessions.admission import Admitted, Opening, plain
 
 MAX_REASON = 1000
 
@@ -39,15 +38,7 @@ def execute_body(call: ToolCall, session_id: str, agent_id: str) -> Execute:
         ValueError: when the arguments cannot be sent.
     """
     request_id = new_id()
-    told: dict[str, object] = {
-        "action_id": _name(call.action_id),
-        "parameters": orjson.Fragment(parameters_of(call)),
-        "idempotency_key": request_id,
-        "tool_name": _name(call.tool_name),
-        "tool_call_id": _name(call.tool_call_id),
-        "agent_name": _name(call.agent_name),
-        "distrust": _name(call.distrust, MAX_REASON),
-    }
+    told = {**_call_fields(call), "idempotency_key": request_id}
     data = orjson.dumps(
         {
             "carp_version": "1.0",
@@ -55,10 +46,19 @@ def execute_body(call: ToolCall, session_id: str, agent_id: str) -> Execute:
             "timestamp": now_text(),
             "operation": "execute",
             "requester": {"agent_id": agent_id, "session_id": session_id},
-            "execution": {key: value for key, value in told.items() if value not in (None, "")},
+            "execution": told,
         }
     )
     return Execute(request_id, data)
+
+
+def would_wait_body(call: ToolCall, session_id: str) -> bytes:
+    """``POST /v1/executions/would-wait``.
+
+    Raises:
+        TypeError: when the arguments cannot be sent.
+    """
+    return orjson.dumps({**_call_fields(call), "session_id": session_id})
 
 
 def reject_body(call: ToolCall, session_id: str, reason: str) -> dict[str, object]:
@@ -74,6 +74,29 @@ def reject_body(call: ToolCall, session_id: str, reason: str) -> dict[str, objec
     return {key: value for key, value in told.items() if value not in (None, "")}
 
 
+def session_body(opening: Opening, who: Admitted, parent_id: str | None) -> dict[str, object]:
+    """``POST /v1/sessions``: what was said, as it was said, of a session whose id and parent are known.
+
+    Raises:
+        ValueError: when the context or the metadata cannot be sent.
+    """
+    request = opening.request
+    told: dict[str, object] = {
+        "session_id": who.session_id,
+        "agent_id": opening.agent_id,
+        "goal": opening.goal,
+        "risk_tier": opening.risk_tier,
+        "context": _json(plain(opening.context), "context"),
+        "metadata": _json(opening.metadata, "metadata"),
+        "atlas_ids": None if opening.atlas_ids is None else list(opening.atlas_ids),
+        "external_id": opening.external_id,
+        "subject": who.behalf,
+        "parent_session_id": parent_id,
+        "request": None if request is None else request.model_dump(mode="json", exclude_none=True),
+    }
+    return {key: value for key, value in told.items() if value is not None}
+
+
 def resolve_body(session_id: str, facts: Facts, goal: str) -> Request:
     """A plain CARP request of a session."""
     return Request(
@@ -84,14 +107,7 @@ def resolve_body(session_id: str, facts: Facts, goal: str) -> Request:
     )
 
 
-def parameters_of(call: ToolCall) -> bytes:
-    """The arguments as JSON, which the server makes the same canonical text of as we would."""
-    if b"cra:" not in call.text:
-        return call.text  # nothing in it is tagged: it is the plain JSON of plain values
-    return json.dumps(_plain(call.arguments), separators=(",", ":"), ensure_ascii=False).encode()
-
-
-def json_of(value: Mapping[str, object], name: str) -> orjson.Fragment:
+def _json(value: Mapping[str, object], name: str) -> orjson.Fragment:
     """A caller's own mapping, to be sent.
 
     Raises:
@@ -108,22 +124,15 @@ def _name(text: str | None, most: int = 255) -> str | None:
     return None if text is None else text[:most].encode("utf-8", "replace").decode()
 
 
-def _plain(value: object) -> object:
-    """A value for JSON. What has no form there is sent as the tag that stands for it."""
-    if value is None or isinstance(value, bool):
-        return value
-    if type(value) is str:
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return normalise(value)
-        return value
-    if type(value) is int:
-        return value if value.bit_length() < 4096 else normalise(value)
-    if type(value) is float:
-        return value if isfinite(value) else normalise(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return normalise(value)
+def _call_fields(call: ToolCall) -> dict[str, object]:
+    """What a call is, with its arguments in their one canonical form: the server reads the tags in it."""
+    told: dict[str, object] = {
+        "action_id": _name(call.action_id),
+        "parameters": orjson.Fragment(call.text),
+        "tool_name": _name(call.tool_name),
+        "tool_call_id": _name(call.tool_call_id),
+        "agent_name": _name(call.agent_name),
+        "distrust": _name(call.distrust, MAX_REASON),
+        "tagged": True if b"cra:" in call.text else None,
+    }
+    return {key: value for key, value in told.items() if value not in (None, "")}

@@ -14,8 +14,9 @@ from cra_middleware.coding_agents.events import After, Before, Ended, Event, For
 from cra_middleware.coding_agents.formats import format_of
 from cra_middleware.coding_agents.sittings import FOLDER, sit_down
 from cra_middleware.errors import ApprovalRequired, CallRefused, CRAError
-from cra_middleware.local_session import LocalSession
 from cra_middleware.runtime import Runtime
+from cra_middleware.sessions.local_session import LocalSession
+from cra_middleware.trace.let_run import Told
 
 MAX_EVENT_BYTES = 32 * 1024 * 1024
 LOCK_SECONDS = 10.0
@@ -93,7 +94,7 @@ def _handle(options: Options, known: Format, event: Event) -> str | None:
             if sitting.is_known:
                 session = sitting.session()
                 for call in session.untold:
-                    session.tell(call, options.agent, LOST)
+                    session.tell(call, Told(options.agent, LOST))
                 sitting.end(session)
             return None
         session = sitting.session()
@@ -134,7 +135,7 @@ def _tell(session: LocalSession, agent: str, event: After) -> None:
     call = next(same, None)
     if call is not None:
         error = None if event.error is None else (event.error, f"{agent} says that the tool did not end well")
-        session.tell(call, agent, error, event.duration_ms)
+        session.tell(call, Told(agent, error, event.duration_ms))
     elif not event.is_refusal:
         named = f"{event.tool_name[:80]!r}, {event.call_id[:80]!r}"
         session.note(UNMATCHED, f"{agent} told the outcome of a call that is not open: {named}")

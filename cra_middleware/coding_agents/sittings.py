@@ -16,9 +16,9 @@ from pathlib import Path
 
 from cra_middleware._ids import is_id
 from cra_middleware.errors import ChainBroken, SinkError
-from cra_middleware.local_session import LocalSession
 from cra_middleware.runtime import Runtime
-from cra_middleware.session import Session
+from cra_middleware.sessions.local_session import LocalSession
+from cra_middleware.sessions.session import Session
 
 FOLDER = ".cra"
 """Beside the traces; Atlases close it to agents."""

@@ -1,33 +1,33 @@
-"""Making proofs from a folder of traces: of one event, and of a log that only grew.
+"""Making proofs from a folder of traces, or a store: of one event, and of a log that only grew.
 
-What is made here is believed by nobody: ``trace.proof`` verifies it, with the public key and without the folder.
+What is made here is believed by nobody: ``trace.proof`` verifies it, with the public key and without the traces.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from cra_middleware.evidence.traces import Record, Traces, traces_of
 from cra_middleware.trace.entry import Entry, event_leaf
-from cra_middleware.trace.ledger.book import Book, read_book, read_head
+from cra_middleware.trace.ledger.book import LedgerBook
 from cra_middleware.trace.note import Checkpoint, read_note
 from cra_middleware.trace.profiles import MalformedError, read
 from cra_middleware.trace.proof import Place, ProofError, consistency_document, inclusion_document
-from cra_middleware.trace.pruned import read_pruned
-from cra_middleware.trace.sinks.segments import read_segments, segments_of
 from cra_middleware.trace.tree import Leaves
 
 
-def prove_event(folder: Path, session_id: str, sequence: int) -> bytes:
+def prove_event(folder: str | Path | Traces, session_id: str, sequence: int) -> bytes:
     """The proof that one event is in the log that the folder's head was signed for.
 
     Raises:
         NoteError: when the folder's head is none.
         ProofError: when no head covers the event, it is not there, or the folder does not hold what was signed.
-        SinkError: when the folder cannot be read.
+        SinkError: when the place cannot be read.
     """
-    book, note, head = _signed(folder)
+    traces = traces_of(folder)
+    book, note, head = _signed(traces)
     place, entry = _covering(book, head, session_id, sequence)
-    leaves, line = _events(folder, session_id, sequence, entry.size)
+    leaves, line = _events(traces.record(session_id), sequence, entry.size)
     if leaves.root(entry.size) != entry.root:
         raise ProofError(f"session {session_id} is not what the ledger was told of: look at it with `cra trace verify`")
     return inclusion_document(
@@ -39,22 +39,22 @@ def prove_event(folder: Path, session_id: str, sequence: int) -> bytes:
     )
 
 
-def prove_growth(folder: Path, old: bytes) -> bytes:
+def prove_growth(folder: str | Path | Traces, old: bytes) -> bytes:
     """The proof that the log of the folder's head begins with the log of ``old``, an earlier signed head of it.
 
     Raises:
         NoteError: when ``old`` or the folder's head is none.
         ProofError: when the folder does not hold what either was signed for.
-        SinkError: when the folder cannot be read.
+        SinkError: when the place cannot be read.
     """
-    book, note, head = _signed(folder)
+    book, note, head = _signed(traces_of(folder))
     before = read_note(old).head
     if before.size > head.size or book.leaves(before.size).root() != before.root:
         raise ProofError("the folder's log does not begin with the one that this head was signed for")
     return consistency_document(old, note, book.leaves().consistency(before.size, head.size))
 
 
-def head_of(folder: Path) -> bytes:
+def head_of(folder: str | Path | Traces) -> bytes:
     """The signed head that lies in a folder of traces; who signed it is not checked.
 
     Raises:
@@ -62,27 +62,30 @@ def head_of(folder: Path) -> bytes:
         ProofError: when there is none.
         SinkError: when it cannot be read.
     """
-    note = read_head(folder)
+    traces = traces_of(folder)
+    note = traces.head()
     if note is None:
-        raise ProofError(f"{folder} has no signed head; give the runtime a signing key (`cra keys generate`)")
+        raise ProofError(f"{traces.name} has no signed head; give the runtime a signing key (`cra keys generate`)")
     read_note(note)
     return note
 
 
-def _signed(folder: Path) -> tuple[Book, bytes, Checkpoint]:
-    note = head_of(folder)
-    book = read_book(folder) or Book(b"")
+def _signed(traces: Traces) -> tuple[LedgerBook, bytes, Checkpoint]:
+    note = head_of(traces)
+    book = traces.book() or LedgerBook(b"")
     head = read_note(note).head
     try:
         fits = head.size <= len(book) and book.leaves(head.size).root() == head.root
     except ValueError:
         fits = False
     if not fits:
-        raise ProofError(f"the ledger in {folder} is not what its head was signed for: look with `cra trace verify`")
+        raise ProofError(
+            f"the ledger in {traces.name} is not what its head was signed for: look with `cra trace verify`"
+        )
     return book, note, head
 
 
-def _covering(book: Book, head: Checkpoint, session_id: str, sequence: int) -> tuple[int, Entry]:
+def _covering(book: LedgerBook, head: Checkpoint, session_id: str, sequence: int) -> tuple[int, Entry]:
     """The last signed entry about a session, if it covers the event."""
     found: tuple[int, Entry] | None = None
     for place in range(head.size):
@@ -96,20 +99,16 @@ def _covering(book: Book, head: Checkpoint, session_id: str, sequence: int) -> t
     return found
 
 
-def _events(folder: Path, session_id: str, sequence: int, size: int) -> tuple[Leaves, bytes]:
+def _events(record: Record, sequence: int, size: int) -> tuple[Leaves, bytes]:
     """The leaves of a session's first ``size`` events, and the line of one of them."""
-    leaves, wanted = Leaves(), b""
-    pruned = read_pruned(folder, session_id)
+    leaves, wanted, session_id = Leaves(), b"", record.session_id
+    pruned = record.pruned()
     if pruned is not None:
         if sequence < len(pruned):
             raise ProofError(f"event {sequence} was removed by `cra trace prune`; only its hash was kept")
         for place in range(len(pruned)):
             leaves.append(event_leaf(pruned.hash(place)))
-    surplus = len(leaves)
-    files = segments_of(folder, session_id)
-    for place, line in enumerate(read_segments(files), files[0].first if files else 0):
-        if place < surplus:
-            continue
+    for place, line in enumerate(record.lines(len(leaves)), len(leaves)):
         if place >= size:
             break
         try:

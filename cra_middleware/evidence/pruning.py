@@ -2,6 +2,8 @@
 
 Only whole files of a session that was ended, verifies, and is covered by a signed head to its last event. The hashes of
 the removed events are kept, and so is the ledger: the session's tree, and every head over it, can still be computed.
+In a database (``pruning_rows``) a session goes as a whole. Where nothing was ever signed, nobody can tell a session
+that was pruned from one that somebody hid, so that has to be asked for.
 """
 
 from __future__ import annotations
@@ -11,20 +13,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cra_middleware._clock import parse_us
+from cra_middleware.errors import SinkError
 from cra_middleware.evidence.folder import Against, verify_folder
+from cra_middleware.evidence.reports import SessionReport
+from cra_middleware.evidence.traces import FolderTraces, Traces
 from cra_middleware.trace.note import VerifierKey
 from cra_middleware.trace.profiles import MalformedError, read
 from cra_middleware.trace.pruned import pruned_file, pruned_text, read_pruned
-from cra_middleware.trace.sinks.files import failed, replace_file
-from cra_middleware.trace.sinks.segments import Segment, read_lines, segments_of
+from cra_middleware.trace.storage.files import failed, replace_file
+from cra_middleware.trace.storage.segments import Segment, read_lines, segments_of
 from cra_middleware.trace.tree import HASH_BYTES
 
 
-class PrunedFiles(NamedTuple):
+class PrunedSession(NamedTuple):
     """What was removed of one session, or why nothing was."""
 
     session_id: str
     files: tuple[str, ...] = ()
+    """None in a database."""
     events: int = 0
     bytes: int = 0
     why_not: str | None = None
@@ -40,41 +46,63 @@ class _Old(NamedTuple):
 
 
 def prune_folder(
-    folder: Path, key: VerifierKey, before_us: int, head: bytes | None = None, *, is_rehearsal: bool = False
-) -> list[PrunedFiles]:
+    folder: Path, key: VerifierKey | None, before_us: int, head: bytes | None = None, *, is_rehearsal: bool = False
+) -> list[PrunedSession]:
     """Remove the files whose last event is older than ``before_us``; one answer a session.
 
     Args:
-        key: whose signed heads count.
+        key: whose signed heads count; None only where nothing was ever signed.
         head: one that was held elsewhere.
         is_rehearsal: only say what would be removed.
 
     Raises:
         NoteError: when ``head`` is not signed by ``key``.
-        SinkError: when a file cannot be read, written or removed.
+        SinkError: when a file cannot be read, written or removed; or the place is signed, and there is no key.
     """
+    if key is None:
+        refuse_signed(FolderTraces(folder))
     report = verify_folder(folder, Against(key, head))
-    found: list[PrunedFiles] = []
+    found: list[PrunedSession] = []
     for session in report.sessions:
         if session.session_id is None or session.verdict is None:
             continue
-        why = None
-        if not session.intact:
-            why = str(session)
-        elif not session.sealed:
-            why = "it was not ended, and whoever goes on with it needs its beginning"
-        elif not session.signed or report.problems:
-            why = "no signed head covers all of it"
+        why = why_kept(session, bool(report.problems), is_signed=key is not None)
         old = _old_files(folder, session.session_id, before_us)
         if why is not None or not old:
-            found.append(PrunedFiles(session.session_id, why_not=why if old else None))
+            found.append(PrunedSession(session.session_id, why_not=why if old else None))
             continue
         if not is_rehearsal:
             _remove(folder, session.session_id, old)
         names = tuple(item.segment.path.name for item in old)
         events = sum(len(item.hashes) for item in old) // HASH_BYTES
-        found.append(PrunedFiles(session.session_id, names, events, sum(item.size for item in old)))
+        found.append(PrunedSession(session.session_id, names, events, sum(item.size for item in old)))
     return found
+
+
+def why_kept(session: SessionReport, has_problems: bool, *, is_signed: bool) -> str | None:
+    """Why a session is not pruned, or None.
+
+    Args:
+        has_problems: whether something is wrong with the ledger or the heads.
+        is_signed: whether a head has to cover it.
+    """
+    if not session.intact:
+        return str(session)
+    if not session.sealed:
+        return "it was not ended, and whoever goes on with it needs its beginning"
+    if is_signed and (not session.signed or has_problems):
+        return "no signed head covers all of it"
+    return None
+
+
+def refuse_signed(traces: Traces) -> None:
+    """See that nothing was ever signed in a place.
+
+    Raises:
+        SinkError: when something was: then a head has to cover what goes.
+    """
+    if traces.has_ledger() or traces.head() is not None:
+        raise SinkError(f"{traces.name} is signed: name the key whose heads must cover what goes")
 
 
 def _old_files(folder: Path, session_id: str, before_us: int) -> list[_Old]:

@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import Callable
 from uuid import uuid4
 
-from cra_middleware.approvals import Answer, Pending
-from cra_middleware.approvers import MAX_READ, describe_pending
+from cra_middleware.approvals.approval import Answer, Pending
+from cra_middleware.approvals.approvers import MAX_READ, describe_pending
 from cra_middleware.mcp_proxy.messages import as_object, cancelled_line, write
 
 _SCHEMA = {

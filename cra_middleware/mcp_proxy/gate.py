@@ -6,13 +6,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from cra_middleware.approvals import Answer, Approver, Pending
+from cra_middleware.approvals.approval import Answer, Approver, Pending
 from cra_middleware.carp.call import Target, ToolCall
 from cra_middleware.errors import CallRefused
 from cra_middleware.mcp_proxy.catalogue import Catalogue
 from cra_middleware.mcp_proxy.messages import META_SERVER, Id, as_object, result_line, write
 from cra_middleware.runtime import Runtime
-from cra_middleware.session import Session
+from cra_middleware.sessions.session import Session
 
 T = TypeVar("T")
 

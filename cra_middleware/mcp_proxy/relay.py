@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from cra_middleware.approvals import Approver
+from cra_middleware.approvals.approval import Approver
 from cra_middleware.errors import ApprovalRequired, CallRefused
 from cra_middleware.mcp_proxy import messages
 from cra_middleware.mcp_proxy.elicitation import Elicitation, has_forms
@@ -50,7 +50,7 @@ class Writer(Protocol):
 
 
 @dataclass(frozen=True)
-class Terms:
+class RelayTerms:
     """How a relay behaves."""
 
     timeout_seconds: float = 3600.0
@@ -80,7 +80,7 @@ class Relay:
     """The messages of one connection."""
 
     def __init__(
-        self, gate: Gate, to_client: Writer, to_server: Writer, terms: Terms, warn: Callable[[str], None]
+        self, gate: Gate, to_client: Writer, to_server: Writer, terms: RelayTerms, warn: Callable[[str], None]
     ) -> None:
         """Route; ``warn`` hears what an operator should know."""
         self._gate = gate

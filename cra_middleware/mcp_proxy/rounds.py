@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import NamedTuple
 from uuid import uuid4
 
-from cra_middleware.approvals import ApprovalError
+from cra_middleware.approvals.approval import ApprovalError
 from cra_middleware.carp.call import ToolCall
 from cra_middleware.errors import ApprovalRejected, ApprovalRequired
 from cra_middleware.mcp_proxy.elicitation import NotAnsweredError, form, has_forms, understood

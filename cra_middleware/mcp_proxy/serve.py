@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from cra_middleware.mcp_proxy.gate import Gate
-from cra_middleware.mcp_proxy.relay import Relay, Terms
+from cra_middleware.mcp_proxy.relay import Relay, RelayTerms
 from cra_middleware.mcp_proxy.stdio import Deliver, ServerError, StandardInput, StandardOutput
 
 GRACE_SECONDS = 1.0
@@ -44,7 +44,9 @@ class Server(Protocol):
         ...
 
 
-async def serve(server: Server, gate: Gate, terms: Terms, warn: Callable[[str], None], fds: tuple[int, int]) -> int:
+async def serve(
+    server: Server, gate: Gate, terms: RelayTerms, warn: Callable[[str], None], fds: tuple[int, int]
+) -> int:
     """Relay between ``server`` and the client at ``fds`` (its output, its input), until one of them ends.
 
     Returns the exit code: 0 when the client left, 1 when the server ended before, 2 when it could not be started.

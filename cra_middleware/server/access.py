@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol, get_args
 
 from cra_middleware.atlas.globs import any_glob
+from cra_middleware.server.failures import Failures
 from cra_middleware.server.faults import Fault, StoreError
 
 Role = Literal["agent", "approver", "auditor", "admin"]
@@ -18,6 +19,8 @@ ROLES: tuple[Role, ...] = get_args(Role)
 KEY_PREFIX = "cra_"
 _REMEMBERED_SECONDS = 1.0
 """How long a key that was looked up counts without looking again: so long a revoked one may still be heard."""
+_NOBODY = "name yourself: X-API-Key, or Authorization: Bearer"
+_DOES_NOT_COUNT = "that key, or token, does not count here: it is unknown, expired or revoked"
 
 
 class Caller(NamedTuple):
@@ -34,6 +37,8 @@ class Caller(NamedTuple):
     """Globs: the Atlases it may use."""
     groups: tuple[str, ...] = ()
     """Whom it speaks for when it approves."""
+    ends_us: int | None = None
+    """When what it showed counts no more; None where that is looked up each time."""
 
     @property
     def is_local(self) -> bool:
@@ -136,6 +141,9 @@ def make_key(
 class Tokens(Protocol):
     """Reads bearer tokens that somebody else issued."""
 
+    issuer: str
+    """Who."""
+
     def caller(self, token: str) -> Caller:
         """Who it speaks for.
 
@@ -149,7 +157,11 @@ class Guard:
     """Tells who a request comes from."""
 
     def __init__(
-        self, keys: ApiKeys | None, tokens: Tokens | None, now_us: Callable[[], int], *, most_failures: int = 10
+        self,
+        keys: ApiKeys | None,
+        tokens: Tokens | None,
+        now_us: Callable[[], int],
+        failures: Failures | None = None,
     ) -> None:
         """Without ``keys`` and ``tokens`` everybody is let in: only for a server that nobody else can reach."""
         self._keys = keys
@@ -157,12 +169,40 @@ class Guard:
         self._now_us = now_us
         self._lock = threading.Lock()
         self._known: dict[str, tuple[float, ApiKey]] = {}
-        self._failures = Failures(most_failures)
+        self._failures = failures or Failures()
 
     @property
     def is_open(self) -> bool:
         """Whether nobody has to say who they are."""
         return self._keys is None and self._tokens is None
+
+    @property
+    def takes_keys(self) -> bool:
+        """Whether API keys let somebody in."""
+        return self._keys is not None
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether bearer tokens of an identity provider do."""
+        return self._tokens is not None
+
+    def believes(self, caller: Caller) -> bool:
+        """Whether a caller, known from a token, is one of the provider whose tokens count now."""
+        return self._tokens is not None and caller.identity == f"token:{self._tokens.issuer} {caller.name}"
+
+    def check(self, caller: Caller, headers: Mapping[str, str]) -> None:
+        """Whether somebody who was let in with these headers would be now; that they would not is no failed login.
+
+        Raises:
+            ApiKeyError: when the keys cannot be read.
+            Fault: ``UNAUTHORIZED`` when they would not.
+        """
+        if self.is_open:
+            return
+        text = headers.get("x-api-key") or headers.get("authorization", "").partition(" ")[2].strip()
+        is_over = self._by_key(text) is None if caller.ends_us is None else self._now_us() >= caller.ends_us
+        if is_over:
+            raise Fault("UNAUTHORIZED", "this counts no more")
 
     def caller(self, headers: Mapping[str, str], address: str) -> Caller:
         """Who sent these headers (their names in lower case).
@@ -183,10 +223,10 @@ class Guard:
         self._failures.check(address)
         try:
             if text or not token or self._tokens is None:
-                raise Fault("UNAUTHORIZED", "name yourself: X-API-Key, or Authorization: Bearer")
+                raise Fault("UNAUTHORIZED", _DOES_NOT_COUNT if text or token else _NOBODY)
             return self._tokens.caller(token)
-        except Fault:
-            if text or token:  # to say nothing is no try
+        except Fault as fault:
+            if (text or token) and fault.code == "UNAUTHORIZED":  # to say nothing is no try
                 self._failures.count(address)
             raise
 
@@ -227,47 +267,6 @@ class Guard:
             else:
                 self._known[prefix] = (now, found)
         return found
-
-
-class Failures:
-    """Counts failed logins by address, in windows of a minute."""
-
-    def __init__(self, most: int, window_seconds: float = 60.0, addresses: int = 10_000) -> None:
-        self._most = most
-        self._window = window_seconds
-        self._addresses = addresses
-        self._lock = threading.Lock()
-        self._counts: dict[str, tuple[float, int]] = {}
-
-    def check(self, address: str) -> None:
-        """Let a try pass.
-
-        Raises:
-            Fault: when too many have failed.
-        """
-        began, count = self._counts.get(address, (0.0, 0))
-        left = began + self._window - time.monotonic()
-        if count >= self._most and left > 0:
-            raise Fault(
-                "RATE_LIMIT_EXCEEDED",
-                "too many failed logins from this address",
-                category="access",
-                recoverable=True,
-                retry_after_seconds=left,
-            )
-
-    def count(self, address: str) -> None:
-        """One has failed."""
-        now = time.monotonic()
-        with self._lock:
-            began, count = self._counts.get(address, (now, 0))
-            if now - began >= self._window:
-                began, count = now, 0
-            if address not in self._counts and len(self._counts) >= self._addresses:
-                self._counts = {key: value for key, value in self._counts.items() if now - value[0] < self._window}
-                while len(self._counts) >= self._addresses:  # the oldest are the first
-                    del self._counts[next(iter(self._counts))]
-            self._counts[address] = (began, count + 1)
 
 
 def _digest(secret: str) -> str:

@@ -1,15 +1,19 @@
-"""Persons' answers: who may see a question, and who may answer it."""
+"""Persons' answers: whether a call has to wait for one, who may see a question, and who may answer it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from cra_middleware._clock import timestamp_text
-from cra_middleware.approvals import Approval, Pending, State
+from cra_middleware.approvals.approval import Approval, Pending, State
+from cra_middleware.carp.tags import read_tags
 from cra_middleware.server.access import Caller
 from cra_middleware.server.faults import Fault
 from cra_middleware.server.host import Host
-from cra_middleware.server.wire import Reply
+from cra_middleware.server.wire import Reply, WouldWait
+
+WHO_ASKED = "who asked"
+"""Who is recorded to have said no when a question was taken back; an agent's own name never answers."""
 
 
 class Answering:
@@ -53,14 +57,30 @@ class Answering:
                 raise _no_approval(approval_id) from None
         return approval
 
+    def would_wait(self, caller: Caller, body: WouldWait) -> bool:
+        """Whether a call of the caller's would be left for a person now; nothing is recorded or used up.
+
+        Raises:
+            Fault: when there is no such session of the caller's, or the call cannot be read.
+        """
+        with self._host.owned(caller, body.session_id) as session:
+            call = session.freeze(body.action_id, body.tool_name or body.action_id, body.parameters)
+            call = read_tags(call) if body.tagged else call
+            return session.would_wait(
+                call._replace(tool_call_id=body.tool_call_id, agent_name=body.agent_name, distrust=body.distrust)
+            )
+
     def answer(self, caller: Caller, approval_id: str, approved: bool, reply: Reply) -> Approval:
-        """Say yes or no in the caller's name.
+        """Say yes or no in the caller's name; who asked may take a question back, which is a no.
 
         Raises:
             ApprovalError: when it is answered or expired, or another's yes is wanted.
             Fault: when the caller may not answer it.
         """
-        self.check(caller, self.get(caller, approval_id).pending, reply.groups)
+        pending = self.get(caller, approval_id).pending
+        if not approved and not caller.is_local and self._asked(caller, pending):
+            return self._host.runtime.approvals.reject(approval_id, by=WHO_ASKED, reason=reply.reason)
+        self.check(caller, pending, reply.groups)
         groups = reply.groups or caller.groups
         act = self._host.runtime.approvals.approve if approved else self._host.runtime.approvals.reject
         return act(approval_id, by=caller.name, reason=reply.reason, groups=groups)
@@ -81,6 +101,10 @@ class Answering:
                 raise Fault("FORBIDDEN", "who asked may not answer itself")
             if not set(groups) <= set(caller.groups):
                 raise Fault("FORBIDDEN", "this key does not speak for those groups")
+
+    def _asked(self, caller: Caller, pending: Pending) -> bool:
+        row = self._host.session_row(pending.session_id)
+        return row is not None and row.creator == caller.identity and caller.is_any("agent")
 
 
 def as_json(approval: Approval) -> dict[str, object]:

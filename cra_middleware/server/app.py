@@ -6,7 +6,6 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,10 +22,13 @@ from cra_middleware.server.access import Guard
 from cra_middleware.server.answering import Answering
 from cra_middleware.server.archive import Archive
 from cra_middleware.server.calls import Calls, Executor
+from cra_middleware.server.expiry import EXPIRES_SECONDS, Expiry
 from cra_middleware.server.faults import Fault
 from cra_middleware.server.health import Health
 from cra_middleware.server.host import Host
-from cra_middleware.server.pages import add_pages, open_secret
+from cra_middleware.server.logins import Logins, MemoryLogins
+from cra_middleware.server.pages import add_pages
+from cra_middleware.server.reports import DEFAULT_TIMEOUT_SECONDS, Reports
 from cra_middleware.server.routes_atlases import add_atlases, add_health
 from cra_middleware.server.routes_calls import add_approvals, add_calls
 from cra_middleware.server.routes_sessions import add_sessions
@@ -45,10 +47,13 @@ class Service:
 
     host: Host
     calls: Calls
+    reports: Reports
     answering: Answering
     archive: Archive
     health: Health
+    expiry: Expiry
     routes: Routes
+    logins: Logins
     stopping: threading.Event = field(default_factory=threading.Event)
 
 
@@ -62,12 +67,13 @@ def create_app(
     *,
     executors: Mapping[str, Executor] | None = None,
     record_full: bool = False,
-    timeout_seconds: float | None = None,
+    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+    expires_seconds: float = EXPIRES_SECONDS,
     counters: Counters | None = None,
     disk: Path | None = None,
     limits: Limits | None = None,
     workers: int = WORKERS,
-    page_secret: bytes | None = None,
+    logins: Logins | None = None,
     extend: Extend | None = None,
 ) -> FastAPI:
     """The application. Started, it tends the host; stopped, it flushes every open session and keeps it.
@@ -78,26 +84,27 @@ def create_app(
         executors: what runs here instead of at the agent, by action id: called with the call's arguments.
         record_full: whether the words of a tool's error may be recorded.
         timeout_seconds: how long a call may be out when its action does not say.
+        expires_seconds: how long a session may go without a call before it is sealed; 0 is for ever.
         counters: to be looked at by the health check.
         disk: a folder on the disk that traces fill.
         limits: what a request may be.
-        workers: threads for what blocks.
-        page_secret: signs what a person's browser is given; left out, one that ends with this process.
+        workers: threads for what blocks; a quarter as many more for what comes with a large body.
+        logins: who is logged in at the page; left out, all are forgotten with this process.
         extend: adds endpoints.
     """
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="cra-server")
-    routes = Routes(guard, limits or Limits(), pool)
-    terms = {} if timeout_seconds is None else {"timeout_seconds": timeout_seconds}
-    calls = Calls(host, executors, full=record_full, **terms)
-    service = Service(host, calls, Answering(host), Archive(host), Health(host, counters, disk), routes)
-    add_sessions(routes, host)
-    add_calls(routes, calls)
+    routes = Routes(guard, limits or Limits(), workers)
+    reports = Reports(host, executors or (), timeout_seconds=timeout_seconds, full=record_full)
+    calls = Calls(host, reports, executors)
+    health, expiry = Health(host, counters, disk), Expiry(host, reports, expires_seconds)
+    kept = logins or MemoryLogins()
+    service = Service(host, calls, reports, Answering(host), Archive(host), health, expiry, routes, kept)
+    add_calls(routes, calls, reports)  # what is added first is found first
+    add_sessions(routes, host, frozenset(executors or {}))
     add_approvals(routes, service.answering)
     add_traces(routes, service.archive)
     add_atlases(routes, host)
     add_health(routes, service.health)
-    secret = open_secret(None) if page_secret is None else page_secret
-    add_pages(routes, host, service.answering, service.archive, secret)
+    add_pages(routes, host, service.answering, service.archive, service.logins)
     if extend is not None:
         extend(service)
 
@@ -137,7 +144,7 @@ async def _no_such_thing(request: Request, error: Exception) -> Response:
 def _tend(service: Service) -> None:
     """Look after what time changes, until the server stops."""
     while not service.stopping.wait(TEND_SECONDS):
-        for work in (service.calls.sweep, service.host.tend):
+        for work in (service.reports.sweep, service.expiry.sweep, service.host.tend):
             try:
                 work()
             except CRAError as error:
@@ -148,5 +155,6 @@ def _tend(service: Service) -> None:
 
 def _stop(service: Service, tending: threading.Thread) -> None:
     tending.join(10)
-    service.routes.pool.shutdown(wait=True)
+    service.routes.close()
     service.host.close()
+    service.logins.close()

@@ -32,6 +32,8 @@ class SessionRow(NamedTuple):
     """What the caller said beside it, as JSON."""
     context: str = "{}"
     """The facts of an open session, as JSON: a trace need not hold them. Forgotten when it ends."""
+    is_expired: bool = False
+    """Whether it ended because nobody called it any more."""
 
 
 class ExecutionRow(NamedTuple):
@@ -62,6 +64,8 @@ class Claim(NamedTuple):
 
     state: Literal["new", "answered", "running"]
     answer: Answer | None = None
+    trace_size: int | None = None
+    """Of a new one, where the book can see it: how many bytes the session's trace had then."""
 
 
 class Book(Protocol):
@@ -75,7 +79,7 @@ class Book(Protocol):
         """One session."""
         ...
 
-    def end_session(self, session_id: str, ended_us: int) -> None:
+    def end_session(self, session_id: str, ended_us: int, *, is_expired: bool = False) -> None:
         """It has ended: its facts are forgotten."""
         ...
 
@@ -83,11 +87,19 @@ class Book(Protocol):
         """The open sessions below one."""
         ...
 
+    def last_child_end(self, session_id: str) -> int | None:
+        """When the last session below one ended, those left out that expired; None when there is none."""
+        ...
+
+    def open_before(self, before_us: int, behind: tuple[int, str] | None, most: int) -> Sequence[SessionRow]:
+        """Open sessions that were created before then, the oldest first; ``behind`` is the last one's time and id."""
+        ...
+
     def sessions(self, state: State, creator: str | None, limit: int, offset: int) -> tuple[Sequence[SessionRow], int]:
         """A page of them, the newest first, and how many there are; only those of ``creator`` when one is named."""
         ...
 
-    def claim(self, session_id: str, key: str, digest: str, now_us: int) -> Claim:
+    def claim(self, session_id: str, key: str) -> Claim:
         """Begin to answer a request; of several that are the same, exactly one is told that it is new."""
         ...
 
@@ -103,7 +115,8 @@ class Book(Protocol):
     ) -> None:
         """Keep what a claimed request is answered with, and the call that it let run.
 
-        One that is not final counts only when the process dies: the request stays claimed.
+        One that is not final counts only when the process dies: the request stays claimed. A call that is already the
+        answer to another request is not kept as that to this one.
         """
         ...
 
@@ -119,8 +132,8 @@ class Book(Protocol):
         """A call that was let run."""
         ...
 
-    def reported(self, execution_id: str, report: str) -> None:
-        """The outcome of a call is known."""
+    def reported(self, execution_id: str, report: str) -> bool:
+        """The outcome of a call is known; whether the call is. What was told first stays."""
         ...
 
     def overdue(self, now_us: int, most: int) -> Sequence[ExecutionRow]:
@@ -129,6 +142,18 @@ class Book(Protocol):
 
     def prune(self, before_us: int) -> None:
         """Forget answers and reported calls from before then."""
+        ...
+
+    def session_ids(self, behind: str, most: int) -> Sequence[str]:
+        """A page of all sessions, by id; ``behind`` is the last one of the page before."""
+        ...
+
+    def forget(self, session_ids: Sequence[str]) -> None:
+        """Sessions whose traces are gone, and what was answered in them."""
+        ...
+
+    def forget_calls(self, before_us: int) -> None:
+        """Calls from before then, of sessions that are not here."""
         ...
 
     def close(self) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from cra_middleware.approvals import ApprovalError
+from cra_middleware.approvals.approval import ApprovalError
 from cra_middleware.carp.quota import CountersError
 from cra_middleware.errors import AtlasError, CallRefused, ChainBroken, CRAError, SinkError
+from cra_middleware.trace.pruned import PrunedError
 
 STATUSES = {
     "INVALID_ATLAS_MANIFEST": 400,
@@ -32,6 +33,7 @@ STATUSES = {
     "SESSION_ALREADY_ENDED": 409,
     "IDEMPOTENCY_CONFLICT": 409,
     "APPROVAL_CONFLICT": 409,
+    "SESSION_EXPIRED": 410,
     "RESOLUTION_EXPIRED": 410,
     "PAYLOAD_TOO_LARGE": 413,
     "UNSUPPORTED_MEDIA_TYPE": 415,
@@ -46,6 +48,13 @@ STATUSES = {
     "UNAVAILABLE": 503,
 }
 """The HTTP status of each code."""
+
+MOST_FINDINGS = 50
+"""With more mistakes than these they are counted, not told: to spell out tens of thousands stops every other call."""
+_FINDING_LETTERS = 1000
+
+OVER = ("SESSION_ALREADY_ENDED", "SESSION_EXPIRED")
+"""What is said of a session that takes no more calls."""
 
 _CATEGORIES = {
     400: "validation",
@@ -126,6 +135,13 @@ def not_found(session_id: str) -> Fault:
     return Fault("SESSION_NOT_FOUND", f"there is no session {session_id[:64]}")
 
 
+def over(session_id: str, is_expired: bool) -> Fault:
+    """A session that takes no more calls."""
+    if is_expired:
+        return Fault("SESSION_EXPIRED", f"session {session_id} has expired: nobody called it for long; start a new one")
+    return Fault("SESSION_ALREADY_ENDED", f"session {session_id} has ended; start a new one")
+
+
 def fault_of(error: Exception) -> Fault:
     """What a client is told of an error of the core's; anything unknown says nothing about itself."""
     if isinstance(error, Fault):
@@ -133,8 +149,8 @@ def fault_of(error: Exception) -> Fault:
     if isinstance(error, CallRefused):
         return _refused(error)
     if isinstance(error, AtlasError):
-        findings = [str(finding) for finding in error.findings]
-        return Fault("INVALID_ATLAS_MANIFEST", "the Atlas has errors", details={"findings": findings})
+        findings = sorted(error.findings, key=lambda finding: finding.severity != "error")
+        return Fault("INVALID_ATLAS_MANIFEST", "the Atlas has errors", details={"findings": _told(findings)})
     if isinstance(error, ChainBroken):
         return Fault("TRACE_CHAIN_INTEGRITY_ERROR", str(error))
     if isinstance(error, ApprovalError):
@@ -144,11 +160,27 @@ def fault_of(error: Exception) -> Fault:
     if isinstance(error, StoreError):
         message = "the server's own files cannot be used now"
         return Fault("STORAGE_LOCKED", message, recoverable=True, retry_after_seconds=1)
+    if isinstance(error, PrunedError):
+        return Fault("SESSION_NOT_FOUND", str(error))
     if isinstance(error, SinkError):
         if error.is_transient:
             return Fault("STORAGE_LOCKED", "the trace cannot be written now", recoverable=True, retry_after_seconds=1)
         return Fault("IO_ERROR", "the trace cannot be written or read", recoverable=True)
     return Fault("INTERNAL_ERROR", "the server failed; its log says why", category="internal")
+
+
+def why_unfit(error: AtlasError | ValueError) -> str:
+    """What is wrong with Atlases that are each right; of many mistakes the first ones."""
+    if not isinstance(error, AtlasError):
+        return str(error)
+    return "\n".join(_told([finding for finding in error.findings if finding.severity == "error"]))
+
+
+def _told(findings: Sequence[object]) -> list[str]:
+    """The first of some findings, and how many more there are."""
+    told = [str(finding)[:_FINDING_LETTERS] for finding in findings[:MOST_FINDINGS]]
+    more = len(findings) - len(told)
+    return [*told, f"and {more} more"] if more else told
 
 
 def _refused(error: CallRefused) -> Fault:

@@ -3,29 +3,49 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
+from functools import partial
 from pathlib import Path
 
 from cra_middleware import __version__
 from cra_middleware._ids import new_id
-from cra_middleware.carp.quota import Counters
-from cra_middleware.errors import CRAError
+from cra_middleware.carp.quota import Counters, Limit
+from cra_middleware.errors import CRAError, SinkError
 from cra_middleware.server.host import Host
+from cra_middleware.trace.ledger.backlog import TellsBacklog
 
 LOW_BYTES = 512 * 1024 * 1024
 """With less room than this the disk is a warning; with a sixteenth of it, a failure."""
+CHECK_SECONDS = 3.0
+"""Less than a balancer waits for an answer."""
+_ASKED = (Limit(("health",), 1, 60_000_000, 1, "health", ""),)
+"""A limit that nobody ever takes a place in: without one the counters have nothing to look at."""
 _Check = tuple[str, str]
+_Ask = Callable[[], _Check | None]
+"""None where there is nothing of the kind."""
 
 
 class Health:
     """The checks of one server."""
 
-    def __init__(self, host: Host, counters: Counters | None = None, folder: Path | None = None) -> None:
-        """``folder`` is on the disk that fills up."""
+    def __init__(
+        self,
+        host: Host,
+        counters: Counters | None = None,
+        folder: Path | None = None,
+        *,
+        seconds: float = CHECK_SECONDS,
+    ) -> None:
+        """``folder`` is on the disk that fills up; what says nothing for ``seconds`` has failed."""
         self._host = host
         self._counters = counters
         self._folder = folder
         self._more: dict[str, Callable[[], _Check]] = {}
+        self._seconds = seconds
+        self._lock = threading.Lock()
+        self._under_way: dict[str, Future[_Check | None]] = {}
 
     def also(self, name: str, check: Callable[[], tuple[str, str]]) -> None:
         """Ask one thing more: ``pass``, ``warn`` or ``fail``, and a sentence."""
@@ -33,12 +53,14 @@ class Health:
 
     def check(self, *, in_full: bool) -> dict[str, object]:
         """The published shape; ``in_full`` with the sentences, which may name places."""
-        wanted = {"store": self._store, "book": self._book, "atlases": self._atlases, **self._more}
+        wanted: dict[str, _Ask] = {"store": self._store, "book": self._book, "atlases": self._atlases, **self._more}
+        if isinstance(self._host.store, TellsBacklog):
+            wanted["heads"] = partial(self._heads, self._host.store)
         if self._counters is not None:
             wanted["counters"] = self._count
         if self._folder is not None:
             wanted["disk"] = self._disk
-        found = {name: _tried(check) for name, check in wanted.items()}
+        found = self._tried(wanted)
         states = {state for state, _ in found.values()}
         status = "unhealthy" if "fail" in states else "degraded" if "warn" in states else "healthy"
         return {
@@ -50,6 +72,18 @@ class Health:
                 for name, (state, message) in found.items()
             },
         }
+
+    def _tried(self, wanted: Mapping[str, _Ask]) -> dict[str, _Check]:
+        """All at once, as a dead network keeps each of them waiting; one that still waits is not asked again."""
+        with self._lock:
+            for name, check in wanted.items():
+                if name not in self._under_way or self._under_way[name].done():
+                    self._under_way[name] = _begun(check)
+            asked = {name: self._under_way[name] for name in wanted}
+        wait(asked.values(), self._seconds)
+        silent = "fail", f"nothing was heard of it for {self._seconds:g} seconds"
+        found = {name: told.result() if told.done() else silent for name, told in asked.items()}
+        return {name: told for name, told in found.items() if told is not None}
 
     def _store(self) -> _Check:
         found = self._host.store.health()
@@ -67,8 +101,15 @@ class Health:
 
     def _count(self) -> _Check:
         assert self._counters is not None
-        self._counters.peek((), self._host.clock.wall_us())
+        self._counters.peek(_ASKED, self._host.clock.wall_us())
         return "pass", "the counters can be read"
+
+    def _heads(self, store: TellsBacklog) -> _Check | None:
+        try:
+            waiting = store.backlog()
+        except SinkError as error:  # calls are decided all the same
+            return "warn", str(error)
+        return None if waiting is None else ("warn" if waiting.is_late else "pass", str(waiting))
 
     def _disk(self) -> _Check:
         assert self._folder is not None
@@ -77,7 +118,13 @@ class Health:
         return state, f"{free // 1_048_576} MiB free"
 
 
-def _tried(check: Callable[[], _Check]) -> _Check:
+def _begun(check: _Ask) -> Future[_Check | None]:
+    told: Future[_Check | None] = Future()
+    threading.Thread(target=lambda: told.set_result(_tried(check)), name="cra-health", daemon=True).start()
+    return told
+
+
+def _tried(check: _Ask) -> _Check | None:
     try:
         return check()
     except (CRAError, OSError) as error:

@@ -6,9 +6,10 @@ Everything here is synchronous and safe under threads. ``Calls`` (in ``calls``) 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import cast
 
 import orjson
 
@@ -17,26 +18,32 @@ from cra_middleware._clock import Clock, SystemClock, parse_us, timestamp_text
 from cra_middleware._ids import is_id, new_id
 from cra_middleware.atlas.loader import Atlas
 from cra_middleware.carp.messages import Request, Resolution
-from cra_middleware.carp.policy import RANK
-from cra_middleware.errors import ChainBroken, SessionEnded, SinkError
-from cra_middleware.local_session import LocalSession
+from cra_middleware.carp.recorded import recorded_facts
+from cra_middleware.errors import ChainBroken, CRAError, SessionEnded, SinkError
 from cra_middleware.runtime import Runtime
 from cra_middleware.server.access import Caller
 from cra_middleware.server.atlas_folder import AtlasFolder
 from cra_middleware.server.book import Book, SessionRow, State
-from cra_middleware.server.faults import Fault, not_found
-from cra_middleware.server.recall import CREATOR, GIVEN, recalled, sealed_us
+from cra_middleware.server.faults import OVER, Fault, not_found, over
+from cra_middleware.server.recall import CREATOR, GIVEN, recalled, sealed
 from cra_middleware.server.table import Table
+from cra_middleware.server.wanted import wanted, written
 from cra_middleware.server.wire import CreateSession
-from cra_middleware.session import EndReason
+from cra_middleware.sessions.admission import Opening, WiderThanParentError
+from cra_middleware.sessions.local_session import LocalSession
+from cra_middleware.sessions.session import EndReason
+from cra_middleware.trace.let_run import Told
+from cra_middleware.trace.pruned import PrunedError
+from cra_middleware.trace.shared import EndedElsewhereError
 from cra_middleware.trace.sink import Query, TraceStore
 
 LEFT = ("outcome_unknown", "the session ended before anybody said how it came out")
 MAX_SKEW_US = 300 * 1_000_000
-MAX_METADATA_BYTES = 16 * 1024
 MAX_OPEN = 512
 MAX_ROWS = 4096
 IDLE_SECONDS = 900.0
+WAIT_SECONDS = 5.0
+"""How long who calls a session that is being ended waits for what comes of it."""
 
 
 class Host:
@@ -66,6 +73,8 @@ class Host:
         self._idle_seconds = idle_seconds
         self.is_shared = is_shared
         self._rows: dict[str, SessionRow] = {}  # of sessions that are called: nothing but their end changes them
+        self.sealing = threading.RLock()
+        """Held while a session is sealed because nobody calls it: who calls it then waits for what comes of it."""
         self._is_stopping = False
 
     # sessions
@@ -77,37 +86,31 @@ class Host:
             Fault: when the caller may not, or the id is taken.
         """
         self._check_agent(caller, body.agent_id)
-        named = [body.atlas_id] if body.atlas_id is not None and body.atlas_ids is None else body.atlas_ids
-        request = body.request
-        if request is not None:
-            named = self._agree(body, request, named)
-            tier = max(body.risk_tier, request.task.risk_tier, key=RANK.__getitem__)
-            body = body.model_copy(update={"context": {**request.context, **body.context}, "risk_tier": tier})
-        atlas_ids = self._usable(caller, named)
-        wanted = body.session_id or (request.requester.session_id if request is not None else None)
-        if wanted is not None and self.session_row(wanted) is not None:
-            return self._again(caller, wanted, body)
-        session_id = wanted or new_id()
+        opening = wanted(body)
+        atlas_ids = self._usable(caller, opening.atlas_ids)
+        known = None if opening.session_id is None else self.book.session(opening.session_id)
+        if known is not None:
+            return self._again(known, (caller.identity, opening.agent_id, opening.goal))
         row = SessionRow(
-            session_id,
-            body.agent_id,
+            opening.session_id or new_id(),
+            opening.agent_id,
             caller.identity,
-            body.goal,
+            opening.goal,
             self.clock.wall_us(),
             None,
-            tuple(named or ()),
-            body.parent_session_id,
-            _json(body.metadata, "metadata"),
-            _json(body.context, "context"),
+            tuple(opening.atlas_ids or ()),
+            opening.parent_id,
+            written(opening.metadata, "metadata"),
+            written(opening.context, "context"),
         )
-        if body.parent_session_id is None:
-            return self._begin(row, body, request, atlas_ids, None)
-        with self.owned(caller, body.parent_session_id) as parent:
-            if named is not None and parent.facts.atlas_ids is not None:
-                wider = set(named) - set(parent.facts.atlas_ids)
-                if wider:
-                    raise Fault("ATLAS_NOT_FOUND", f"the parent has no Atlas {min(wider)[:256]}")
-            return self._begin(row, body, request, atlas_ids, parent)
+        if row.parent_session_id is None:
+            return self._begin(row, opening, atlas_ids, None)
+        with self.owned(caller, row.parent_session_id) as parent:
+            if self.is_shared:
+                parent.refresh()  # another process may have ended it
+            if opening.atlas_ids is None and atlas_ids is not None and parent.facts.atlas_ids is not None:
+                atlas_ids = self._usable(caller, parent.facts.atlas_ids)  # not what the key may use beside them
+            return self._begin(row, opening, atlas_ids, parent)
 
     def resolve(self, caller: Caller, request: Request) -> Resolution:
         """Answer a request in a session of the caller's.
@@ -174,18 +177,52 @@ class Host:
             Fault: when it has ended.
         """
         if row.ended_us is not None:
-            raise _over(row.session_id)
+            raise over(row.session_id, row.is_expired)
         try:
             with self.table.borrow(row.session_id) as session:
                 yield session
-        except (SessionEnded, ChainBroken) as error:
-            ended_us = sealed_us(self.store, row.session_id)
-            if ended_us is None and self._is_stopping:
+        except (SessionEnded, ChainBroken, EndedElsewhereError) as error:
+            known = self.table.peek(row.session_id)
+            if known is not None and isinstance(error, EndedElsewhereError):
+                known.detach()
+            self._await_end(row.session_id)
+            with self.sealing:
+                seal = sealed(self.store, row.session_id)
+            if seal is None and self._is_stopping:
                 raise Fault("UNAVAILABLE", "the server is stopping; try again", recoverable=True) from error
-            if ended_us is None:
+            if seal is None and (isinstance(error, SessionEnded) or self._opens(row.session_id)):  # it was not sealed
+                message = "the session is being opened again; ask again"
+                raise Fault("UNAVAILABLE", message, recoverable=True, retry_after_seconds=1) from error
+            if seal is None:
                 raise
-            self._note_end(row.session_id, ended_us)
-            raise _over(row.session_id) from error
+            self._note_end(row.session_id, *seal)
+            raise over(row.session_id, seal.is_expired) from error
+
+    def _await_end(self, session_id: str) -> None:
+        """Wait while somebody seals the session: before its last event is kept nobody knows whether it has ended."""
+        until = time.monotonic() + WAIT_SECONDS
+        while self.table.is_closing(session_id):
+            row = self.book.session(session_id)
+            if row is not None and row.ended_us is not None:  # a call of it still runs here: it is sealed behind that
+                raise over(session_id, row.is_expired)
+            if time.monotonic() > until:
+                message = "the session is being ended; ask again"
+                raise Fault("UNAVAILABLE", message, recoverable=True, retry_after_seconds=1)
+            time.sleep(0.01)
+
+    def _opens(self, session_id: str) -> bool:
+        try:
+            with self.table.borrow(session_id):
+                return True
+        except CRAError:
+            return False
+
+    def note_seal(self, session_id: str) -> bool:
+        """Put into the book how a trace was sealed; whether it was."""
+        seal = sealed(self.store, session_id)
+        if seal is not None:
+            self._note_end(session_id, *seal)
+        return seal is not None
 
     # reading
 
@@ -221,8 +258,6 @@ class Host:
         """
         self.runtime.reload(atlases)
 
-    # tending
-
     def tend(self) -> None:
         """Look after what time changes: Atlases on the disk, idle sessions. Called about once a second."""
         if self.folder is not None:
@@ -236,55 +271,65 @@ class Host:
         self.table.detach_all()
         self.runtime.detach()
         self.book.close()
+        if self.folder is not None:
+            self.folder.close()
 
     # inside
 
     def _begin(
         self,
         row: SessionRow,
-        body: CreateSession,
-        request: Request | None,
+        opening: Opening,
         atlas_ids: Sequence[str] | None,
         parent: LocalSession | None,
     ) -> tuple[SessionRow, Resolution]:
+        request = opening.request
         if request is not None:
             self.check_time(request.timestamp)
         given = orjson.loads(row.metadata)
         try:
             session = self.runtime.session(
-                body.agent_id,
-                body.goal,
-                body.risk_tier,
-                body.context,
-                atlas_ids=atlas_ids if request is None or request.atlas_ids is None else None,
-                external_id=body.external_id,
-                subject=body.subject,
+                opening.agent_id,
+                opening.goal,
+                opening.risk_tier,
+                opening.context,
+                atlas_ids=atlas_ids,
+                external_id=opening.external_id,
+                subject=opening.subject,
                 parent=parent,
                 session_id=row.session_id,
                 metadata={CREATOR: row.creator, **({GIVEN: given} if given else {})},
                 request=request,
             )
+        except WiderThanParentError as error:
+            raise Fault("ATLAS_NOT_FOUND", str(error)) from error
         except ValueError as error:
+            if parent is not None and not parent.is_open:  # it was when it was looked up
+                raise SessionEnded(f"session {parent.id} is over") from error
             raise Fault("INVALID_CARP_REQUEST", str(error)) from error
-        except SinkError:
-            if self.session_row(row.session_id) is None:
+        except SinkError as error:
+            if isinstance(error, PrunedError):
+                raise Fault("SESSION_ALREADY_EXISTS", str(error)) from error
+            known = self.session_row(row.session_id)  # another request was faster, or the book is a new one
+            if known is None:
                 raise
-            message = f"there is a session {row.session_id} already"  # another request was faster
-            raise Fault("SESSION_ALREADY_EXISTS", message, recoverable=True) from None
+            return self._again(known, (row.creator, row.agent_id, row.goal))
         assert isinstance(session, LocalSession)
+        row = row._replace(context=canonical(dict(session.facts.context)).decode())  # with what is said above it
         try:
             self.book.add_session(row)
         except BaseException:  # whatever it was, nothing may stay half begun
             session.end("error", "it could not be begun")
             raise
         self.table.put(session)
+        if parent is not None and sealed(self.store, parent.id) is not None:  # by somebody who may not know of this one
+            self._end(row.session_id, "cancelled", None)
+            raise over(parent.id, is_expired=False)
         return row, session.resolution
 
-    def _again(self, caller: Caller, session_id: str, body: CreateSession) -> tuple[SessionRow, Resolution]:
-        row = self.session_row(session_id)
-        same = row is not None and (row.creator, row.agent_id, row.goal) == (caller.identity, body.agent_id, body.goal)
-        if row is None or not same:
-            raise Fault("SESSION_ALREADY_EXISTS", f"there is a session {session_id} already")
+    def _again(self, row: SessionRow, wanted: tuple[str, str, str]) -> tuple[SessionRow, Resolution]:
+        if (row.creator, row.agent_id, row.goal) != wanted:
+            raise Fault("SESSION_ALREADY_EXISTS", f"there is a session {row.session_id} already")
         with self.opened(row) as session:
             return row, session.resolution
 
@@ -299,24 +344,28 @@ class Host:
                 session.refresh()
                 for call in session.untold:
                     with suppress(ValueError):  # somebody tells of it at this very moment
-                        session.tell(call, "server", LEFT)
-                session.end(reason, error)
+                        session.tell(call, Told("server", LEFT))
+                session.end(reason, error, left=LEFT)
+                ended_us, is_over = session.ended_us, session.is_closed
         except Fault as fault:
-            if fault.code != "SESSION_ALREADY_ENDED":
+            if fault.code not in OVER:
                 raise
             return
-        ended_us = sealed_us(self.store, session_id)
-        if ended_us is None:  # a call of it still runs here; it is sealed when that is done
-            ended_us = self.clock.wall_us()
-        self._note_end(session_id, ended_us)
+        if ended_us is None and is_over and not self.note_seal(session_id):
+            message = "the end of the session cannot be kept now; ask again"
+            raise Fault("STORAGE_LOCKED", message, recoverable=True, retry_after_seconds=1)
+        # where a call of it still runs here, it is sealed when that is done
+        self._note_end(session_id, self.clock.wall_us() if ended_us is None else ended_us)
+        for child in self.book.children(session_id):  # begun meanwhile
+            self._end(child, reason, None)
 
-    def _note_end(self, session_id: str, ended_us: int) -> None:
+    def _note_end(self, session_id: str, ended_us: int, is_expired: bool = False) -> None:
         self._rows.pop(session_id, None)
-        self.book.end_session(session_id, ended_us)
+        self.book.end_session(session_id, ended_us, is_expired=is_expired)
 
     def _resume(self, session_id: str) -> LocalSession:
         row = self.book.session(session_id)
-        context = cast(Mapping[str, object], orjson.loads(row.context)) if row is not None else None
+        context = recorded_facts(orjson.loads(row.context)) if row is not None else None
         session = self.runtime.resume(session_id, context=context, renew=False)
         assert isinstance(session, LocalSession)
         return session
@@ -346,29 +395,6 @@ class Host:
             raise Fault("ATLAS_NOT_FOUND", f"{what} is loaded")
         return list(named) if named is not None else found
 
-    def _agree(self, body: CreateSession, request: Request, named: list[str] | None) -> list[str] | None:
-        who = request.requester
-        if (who.agent_id, request.task.goal) != (body.agent_id, body.goal) or body.session_id not in (
-            None,
-            who.session_id,
-        ):
-            raise Fault("INVALID_CARP_REQUEST", "request speaks of another agent, goal or session than the body")
-        return list(request.atlas_ids) if request.atlas_ids else named
-
 
 def _is_same(one: str, other: str) -> bool:
     return bool(one) and hmac.compare_digest(one.encode(), other.encode())
-
-
-def _over(session_id: str) -> Fault:
-    return Fault("SESSION_ALREADY_ENDED", f"session {session_id} has ended; start a new one")
-
-
-def _json(value: Mapping[str, object], name: str) -> str:
-    try:
-        text = canonical(value)
-    except (ValueError, RecursionError) as error:
-        raise Fault("INVALID_CARP_REQUEST", f"{name} cannot be written down") from error
-    if len(text) > MAX_METADATA_BYTES:
-        raise Fault("INVALID_CARP_REQUEST", f"{name} has more than {MAX_METADATA_BYTES} bytes")
-    return text.decode()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import orjson
 
 from cra_middleware._clock import parse_us
@@ -15,6 +17,15 @@ CREATOR = "creator"
 """The key of ``session.started``'s metadata that names who opened it."""
 GIVEN = "given"
 """And what that one said beside it."""
+EXPIRED = "nobody called it for too long"
+"""What the last event of a session that expired says."""
+
+
+class Seal(NamedTuple):
+    """How a session ended."""
+
+    ended_us: int
+    is_expired: bool
 
 
 def recalled(store: TraceStore, session_id: str) -> SessionRow | None:
@@ -26,23 +37,33 @@ def recalled(store: TraceStore, session_id: str) -> SessionRow | None:
     metadata, named = payload.get("metadata"), payload.get("atlas_ids")
     known = metadata if isinstance(metadata, dict) else {}
     parent = known.get("parent_session_id")
+    seal = sealed(store, session_id)
     return SessionRow(
         session_id,
         str(payload["agent_id"]),
         str(known.get(CREATOR) or ""),
         str(payload["goal"]),
         parse_us(first.timestamp),
-        sealed_us(store, session_id),
+        None if seal is None else seal.ended_us,
         tuple(str(name) for name in named) if isinstance(named, list) else (),
         parent if isinstance(parent, str) else None,
         orjson.dumps(known.get(GIVEN) or {}).decode(),
+        is_expired=seal is not None and seal.is_expired,
     )
 
 
-def sealed_us(store: TraceStore, session_id: str) -> int | None:
-    """When it was sealed; None when it is not."""
-    last = _event(store, session_id, Query(last=1))
-    return parse_us(last.timestamp) if last is not None and last.event_type == "session.ended" else None
+def sealed(store: TraceStore, session_id: str) -> Seal | None:
+    """How it was sealed; None when it is not."""
+    last = last_event(store, session_id)
+    if last is None or last.event_type != "session.ended":
+        return None
+    why = (last.payload.get("reason"), last.payload.get("error"))
+    return Seal(parse_us(last.timestamp), why == ("timeout", EXPIRED))
+
+
+def last_event(store: TraceStore, session_id: str) -> Event | None:
+    """The last thing that was recorded; None when it cannot be read."""
+    return _event(store, session_id, Query(last=1))
 
 
 def _event(store: TraceStore, session_id: str, query: Query) -> Event | None:

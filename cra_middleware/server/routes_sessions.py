@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import cast
 
 import orjson
@@ -33,17 +34,19 @@ def session_json(row: SessionRow) -> dict[str, object]:
         told |= {"atlas_id": row.atlas_ids[0], "atlas_ids": list(row.atlas_ids)}
     if row.ended_us is not None:
         told["ended_at"] = timestamp_text(row.ended_us)
+    if row.is_expired:
+        told["expired"] = True
     if row.parent_session_id is not None:
         told["parent_session_id"] = row.parent_session_id
     return told
 
 
-def add_sessions(routes: Routes, host: Host) -> None:
-    """The endpoints of sessions."""
+def add_sessions(routes: Routes, host: Host, at_server: Collection[str] = ()) -> None:
+    """The endpoints of sessions; ``at_server`` names the actions that run here."""
 
     def create(ask: Ask) -> Said:
         row, resolution = host.create(ask.caller, read_body(CreateSession, ask.json()))
-        etag = tools_for(host.runtime, ask.caller)["etag"]
+        etag = tools_for(host.runtime, ask.caller, at_server)["etag"]
         told = session_json(row) | {"resolution": resolution.model_dump(mode="json"), "tools_etag": etag}
         return Said(201, told, {"location": f"/v1/sessions/{row.session_id}"})
 
@@ -71,7 +74,7 @@ def add_sessions(routes: Routes, host: Host) -> None:
         return Said(200, resolution.model_dump(mode="json"))
 
     def tools(ask: Ask) -> Said:
-        told = tools_for(host.runtime, ask.caller)
+        told = tools_for(host.runtime, ask.caller, at_server)
         etag = f'"{told["etag"]}"'
         headers = {"etag": etag, "cache-control": "private, no-cache"}
         known = [item.strip().removeprefix("W/") for item in ask.headers.get("if-none-match", "").split(",")]

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import orjson
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from cra_middleware.errors import CRAError
+from cra_middleware.server.access import Caller
 from cra_middleware.server.archive import Archive, verdict_json
 from cra_middleware.server.faults import Fault, fault_of
 from cra_middleware.server.routes_sessions import AGENTS, READERS, session_json
-from cra_middleware.server.routing import Ask, Routes, Said
+from cra_middleware.server.routing import Ask, Routes, Said, respond, said_of
 from cra_middleware.server.wire import Note, read_body
 
 NDJSON = "application/x-ndjson"
 POLL_SECONDS = 0.25
 _BATCH = 500
 _REFUSED = 1008
+_FULL_SECONDS = 5.0
+_CLOSED_SECONDS = 0.1
+"""Within this a connection is closed of which everything was sent: how many turns of the loop that takes differs."""
 
 
 def add_traces(routes: Routes, archive: Archive) -> None:
@@ -68,6 +74,7 @@ class Stream:
         self._routes = routes
         self._archive = archive
         self._is_stopping = is_stopping
+        self._open: Counter[str] = Counter()  # only looked at on the loop
 
     async def serve(self, socket: WebSocket) -> None:
         """Serve one listener."""
@@ -77,36 +84,66 @@ class Stream:
         after = int(since) if since and since.isascii() and since.isdigit() and len(since) < 17 else None
         try:
             caller = await loop.run_in_executor(pool, self._routes.enter, socket, READERS)
-
-            def more() -> Sequence[bytes]:
-                if self._archive.is_quiet(session_id, after):
-                    return ()
-                return self._archive.page(caller, session_id, None, after, _BATCH)
-
-            lines = await loop.run_in_executor(pool, more)
-            await socket.accept()
-            gone = asyncio.ensure_future(_until_gone(socket))
-            try:
-                while not gone.done():
-                    for line in lines:
-                        await socket.send_text(line.decode().rstrip("\n"))
-                        event = orjson.loads(line)
-                        after = event["sequence"]
-                        if event["event_type"] == "session.ended":
-                            await socket.close()
-                            return
-                    if self._is_stopping():
-                        await socket.close(1001)
-                        return
-                    if len(lines) < _BATCH:
-                        await asyncio.wait((gone,), timeout=POLL_SECONDS)
-                    lines = await loop.run_in_executor(pool, more)
-            finally:
-                gone.cancel()
+            with self._place(caller.identity):
+                await self._tell(socket, caller, session_id, after)
         except CRAError as error:
-            await socket.close(_REFUSED, fault_of(error).code)
+            await _refuse(socket, fault_of(error))
         except WebSocketDisconnect:
             return
+
+    @contextmanager
+    def _place(self, identity: str) -> Iterator[None]:
+        """One more open stream of a caller's, for as long as this is entered."""
+        most = self._routes.limits.streams
+        if self._open[identity] >= most:
+            message = f"{most} streams are open with this key; close one"
+            raise Fault("RATE_LIMIT_EXCEEDED", message, category="access", retry_after_seconds=_FULL_SECONDS)
+        self._open[identity] += 1
+        try:
+            yield
+        finally:
+            self._open[identity] -= 1
+            self._open += Counter()  # forgets who has none
+
+    async def _tell(self, socket: WebSocket, caller: Caller, session_id: str, after: int | None) -> None:
+        loop, pool = asyncio.get_running_loop(), self._routes.pool
+
+        def more() -> Sequence[bytes]:
+            self._routes.guard.check(caller, socket.headers)  # a key may be revoked, and a token ends
+            if self._archive.is_quiet(session_id, after):
+                return ()
+            return self._archive.page(caller, session_id, None, after, _BATCH)
+
+        lines = await loop.run_in_executor(pool, more)
+        await socket.accept()
+        gone = asyncio.ensure_future(_until_gone(socket))
+        try:
+            while not gone.done():
+                for line in lines:
+                    await socket.send_text(line.decode().rstrip("\n"))
+                    event = orjson.loads(line)
+                    after = event["sequence"]
+                    if event["event_type"] == "session.ended":
+                        await socket.close()
+                        return
+                if self._is_stopping():
+                    await socket.close(1001)
+                    return
+                if len(lines) < _BATCH:
+                    await asyncio.wait((gone,), timeout=POLL_SECONDS)
+                lines = await loop.run_in_executor(pool, more)
+        finally:
+            gone.cancel()
+
+
+async def _refuse(socket: WebSocket, fault: Fault) -> None:
+    """Say why, in the answer to who asks for a stream, where the server can do that; else as the stream's end."""
+    is_asked = socket.application_state is WebSocketState.CONNECTING
+    if is_asked and "websocket.http.response" in socket.scope.get("extensions", {}):
+        await socket.send_denial_response(respond(said_of(fault, None)))
+        await asyncio.sleep(_CLOSED_SECONDS)  # uvicorn logs an error about who returns before that
+    else:
+        await socket.close(_REFUSED, fault.code)
 
 
 async def _until_gone(socket: WebSocket) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -16,7 +18,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from cra_middleware.server.access import Caller, Guard, Role
-from cra_middleware.server.faults import Fault, fault_of
+from cra_middleware.server.faults import Fault, StoreError, fault_of
+from cra_middleware.server.lingering import Lingering
+from cra_middleware.server.lobby import Lobby
 
 PUBLIC = None
 """The rule of an endpoint that everybody may use."""
@@ -30,17 +34,23 @@ _HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
 }
+_NOBODY = Caller("anyone", "", frozenset())
+_WHO_SECONDS = 2.0
+"""How long it may take to find out who asks for what everybody may read; then it is told as to anybody."""
+_PUBLIC_SECONDS = 10.0
 _SMALL_BYTES = 64 * 1024
 _LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
 class Limits(NamedTuple):
-    """What a request may be."""
+    """What a request may be, and how many go on."""
 
     body_bytes: int = 1024 * 1024
     upload_bytes: int = 16 * 1024 * 1024
     depth: int = 64
     body_seconds: float = 20.0
+    streams: int = 64
+    """Streams of one caller that are open at once."""
 
 
 class Ask(NamedTuple):
@@ -106,11 +116,20 @@ Work = Callable[[Ask], Said]
 class Routes:
     """Collects the endpoints of one server; there is no way in without a rule."""
 
-    def __init__(self, guard: Guard, limits: Limits, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, guard: Guard, limits: Limits, workers: int) -> None:
+        """``workers`` threads do what blocks; what comes with a large body has a quarter as many of its own: it takes
+        so long to read that others would wait for all of them."""
         self.guard = guard
         self.limits = limits
-        self.pool = pool
+        self.pool = ThreadPoolExecutor(workers, thread_name_prefix="cra-server")
+        self._slow_pool = ThreadPoolExecutor(max(1, workers // 4), thread_name_prefix="cra-server-large")
+        self._lobby = Lobby()
         self.made: list[Route] = []
+
+    def close(self) -> None:
+        """Wait for what is being done; nothing more is."""
+        self._slow_pool.shutdown(wait=True)
+        self.pool.shutdown(wait=True)
 
     def add(self, method: str, path: str, rule: Rule, work: Work, *, upload: bool = False) -> None:
         """Do ``work`` for whom ``rule`` lets in: one of its roles, an admin always."""
@@ -133,8 +152,8 @@ class Routes:
         if rule is PUBLIC:
             try:
                 return self.guard.caller(connection.headers, address)
-            except Fault:
-                return Caller("anyone", "", frozenset())
+            except (Fault, StoreError):  # health is told also while nobody can be known
+                return _NOBODY
         caller = self.guard.caller(connection.headers, address)
         if not caller.is_any(*rule):
             raise Fault("FORBIDDEN", f"this needs the role {' or '.join(sorted(rule))}")
@@ -152,7 +171,10 @@ class Routes:
                 caller = known or self.enter(request, rule)
                 return work(Ask(caller, request.path_params, request.query_params, request.headers, data, self.limits))
 
-            said = await loop.run_in_executor(self.pool, act)
+            if rule is PUBLIC:
+                said = await self._public(request, work)
+            else:
+                said = await loop.run_in_executor(self.pool if len(data) <= _SMALL_BYTES else self._slow_pool, act)
         except ClientDisconnect:
             return Response(status_code=499)
         except Exception as error:  # the border: whatever it was, the client is told in our words
@@ -162,7 +184,19 @@ class Routes:
             elif fault.http_status >= 500:
                 _logger.error("%s %s: %s", request.method, request.url.path, error)
             said = said_of(fault, request.headers.get("x-request-id"))
-        return respond(said, close=data is None)  # what was not read must not be taken for the next request
+        return respond(said, is_unread=data is None)
+
+    async def _public(self, request: Request, work: Work) -> Said:
+        """What everybody may read, also while all that is asked of the stores waits for them."""
+        try:
+            caller = await self._lobby.ask(partial(self.enter, request, PUBLIC), _WHO_SECONDS)
+        except TimeoutError:
+            caller = _NOBODY
+        ask = Ask(caller, request.path_params, request.query_params, request.headers, b"", self.limits)
+        try:
+            return await self._lobby.ask(partial(work, ask), _PUBLIC_SECONDS)
+        except TimeoutError:
+            raise Fault("UNAVAILABLE", "too many wait for what says nothing", recoverable=True) from None
 
     async def body(self, request: Request, most: int) -> bytes:
         """What was sent, read within the limits.
@@ -194,21 +228,25 @@ def _is_large(request: Request) -> bool:
 
 def said_of(fault: Fault, request_id: str | None) -> Said:
     """What is answered when something is not done."""
-    headers = {}
-    if fault.retry_after_seconds is not None:
-        headers["retry-after"] = str(max(1, -int(-fault.retry_after_seconds // 1)))
+    headers = retry_after(fault.retry_after_seconds)
     if fault.http_status == 401:
         headers["www-authenticate"] = "Bearer"
     return Said(fault.http_status, fault.body(None if request_id is None else request_id[:100]), headers)
 
 
-def respond(said: Said, close: bool = False) -> Response:
-    """The answer on the wire."""
-    headers = {**_HEADERS, **said.headers, **({"connection": "close"} if close else {})}
+def retry_after(seconds: float | None) -> dict[str, str]:
+    """The header that says when to ask again: in whole seconds, at least one; none where that is not known."""
+    return {} if seconds is None else {"retry-after": str(max(1, math.ceil(seconds)))}
+
+
+def respond(said: Said, is_unread: bool = False) -> Response:
+    """The answer on the wire; the connection ends with it where the request ``is_unread``, for what still comes of it
+    must not be taken for the next one."""
+    headers = {**_HEADERS, **said.headers, **({"connection": "close"} if is_unread else {})}
     if said.body is None:
         return Response(status_code=said.status, headers=headers)
     content = said.body if isinstance(said.body, bytes) else _json(said.body)
-    return Response(content, said.status, headers, said.media_type)
+    return (Lingering if is_unread else Response)(content, said.status, headers, said.media_type)
 
 
 def _json(value: object) -> bytes:
@@ -238,13 +276,15 @@ def read_json(data: bytes, depth: int) -> dict[str, object]:
         Fault: when it is none.
     """
     try:
-        if data.count(b"{") + data.count(b"[") > depth and _is_deeper(data, depth):
-            raise ValueError(f"nested more than {depth} deep")
         text = data.decode()
         value: object = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        if data.count(b"{") + data.count(b"[") > depth and _is_deeper(value, depth):
+            raise RecursionError
         if "\\ud" in text or "\\uD" in text:
             json.dumps(value, ensure_ascii=False).encode()  # half a letter is none
-    except (ValueError, RecursionError) as error:
+    except RecursionError:  # of ours, or of who reads it
+        raise Fault("INVALID_CARP_REQUEST", f"the body cannot be read: nested more than {depth} deep") from None
+    except ValueError as error:
         why = "not JSON" if isinstance(error, json.JSONDecodeError | UnicodeError) else str(error)
         raise Fault("INVALID_CARP_REQUEST", f"the body cannot be read: {why}") from None
     if not isinstance(value, dict):
@@ -252,27 +292,17 @@ def read_json(data: bytes, depth: int) -> dict[str, object]:
     return value
 
 
-def _is_deeper(data: bytes, most: int) -> bool:
-    """Whether brackets are nested more than ``most`` deep, outside of texts."""
-    depth = 0
-    in_text = is_escaped = False
-    for byte in data:
-        if in_text:
-            if is_escaped:
-                is_escaped = False
-            elif byte == 0x5C:
-                is_escaped = True
-            elif byte == 0x22:
-                in_text = False
-        elif byte == 0x22:
-            in_text = True
-        elif byte in b"{[":
-            depth += 1
-            if depth > most:
-                return True
-        elif byte in b"}]":
-            depth -= 1
-    return False
+def _is_deeper(value: object, most: int) -> bool:
+    """Whether lists and objects are nested more than ``most`` deep."""
+    level: list[object] = [value]
+    for _ in range(most):
+        level = [
+            child
+            for item in level
+            for child in (item.values() if isinstance(item, dict) else item if isinstance(item, list) else ())
+            if isinstance(child, (dict, list))
+        ]
+    return bool(level)
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

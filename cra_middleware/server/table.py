@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from cra_middleware.local_session import LocalSession
+from cra_middleware.sessions.local_session import LocalSession
 
 
 class _Held:
@@ -51,6 +51,12 @@ class Table:
         held = self._held.get(session_id)
         session = None if held is None else held.session
         return session if session is not None and session.is_open else None
+
+    def is_closing(self, session_id: str) -> bool:
+        """Whether it is being ended, or let go of, at this moment."""
+        held = self._held.get(session_id)
+        session = None if held is None else held.session
+        return session is not None and not session.is_open and not session.is_closed
 
     @contextmanager
     def borrow(self, session_id: str) -> Iterator[LocalSession]:

@@ -3,17 +3,22 @@ restriction."""
 
 from __future__ import annotations
 
+import json
+from hashlib import sha256
+from itertools import islice
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from cra_middleware.atlas.manifest import RiskTier
 from cra_middleware.carp.messages import Request, Uuid
-from cra_middleware.server.faults import Fault
+from cra_middleware.server.faults import MOST_FINDINGS, Fault
 
 Body = TypeVar("Body", bound=BaseModel)
-Name = Annotated[str, Field(min_length=1, max_length=255)]
+MAX_NAME, MAX_GOAL = 255, 10_000
+Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
 Text = Annotated[str, Field(min_length=1, max_length=1000)]
+Names = Annotated[list[Name], Field(fail_fast=True)]  # a mistake for each item would be megabytes of them
 Timestamp = Annotated[str, Field(max_length=64)]
 
 
@@ -25,12 +30,12 @@ class CreateSession(_Body):
     """``POST /v1/sessions``."""
 
     agent_id: Name
-    goal: Annotated[str, Field(min_length=1, max_length=10_000)]
+    goal: Annotated[str, Field(min_length=1, max_length=MAX_GOAL)]
     atlas_id: Name | None = None
     metadata: dict[str, JsonValue] = {}
     risk_tier: RiskTier = "low"
     context: dict[str, JsonValue] = {}
-    atlas_ids: list[Name] | None = None
+    atlas_ids: Names | None = None
     external_id: Name | None = None
     subject: Name | None = None
     parent_session_id: Uuid | None = None
@@ -64,6 +69,7 @@ class Execution(_Body):
     agent_name: Name | None = None
     framework: Name | None = None
     distrust: Text | None = None
+    tagged: bool = False
 
 
 class Execute(_Body):
@@ -107,11 +113,24 @@ class Reject(_Body):
     agent_name: Name | None = None
 
 
+class WouldWait(_Body):
+    """``POST /v1/executions/would-wait``."""
+
+    session_id: Uuid
+    action_id: Name
+    parameters: dict[str, JsonValue]
+    tool_name: Name | None = None
+    tool_call_id: Name | None = None
+    agent_name: Name | None = None
+    distrust: Text | None = None
+    tagged: bool = False
+
+
 class Reply(_Body):
     """``POST /v1/approvals/{approval_id}/approve`` and ``/reject``."""
 
     reason: Annotated[str, Field(max_length=1000)] | None = None
-    groups: list[Name] = []
+    groups: Names = []
 
 
 class End(_Body):
@@ -132,17 +151,30 @@ def read_body(model: type[Body], value: object, code: str = "INVALID_CARP_REQUES
     """``value`` as a ``model``.
 
     Raises:
-        Fault: with every mistake's place; never with the value itself.
+        Fault: with every mistake's place, or their number where they are many; never with the value itself.
     """
     try:
         return model.model_validate(value)
-    except (ValidationError, RecursionError) as error:
-        wrong = (
-            error.errors(include_url=False, include_context=False, include_input=False)
-            if isinstance(error, ValidationError)
-            else []
-        )
-        findings = [
-            {"at": "/" + "/".join(str(part)[:100] for part in item["loc"]), "why": item["msg"]} for item in wrong[:50]
-        ]
-        raise Fault(code, "the body is not what this endpoint takes", details={"findings": findings}) from None
+    except RecursionError:
+        findings = list[dict[str, str]]()
+    except ValidationError as error:
+        findings = _findings(model, value, error)
+    raise Fault(code, "the body is not what this endpoint takes", details={"findings": findings})
+
+
+def _findings(model: type[BaseModel], value: object, error: ValidationError) -> list[dict[str, str]]:
+    count = error.error_count()
+    if count <= MOST_FINDINGS:
+        wrong = error.errors(include_url=False, include_context=False, include_input=False)
+        return [{"at": "/" + "/".join(str(part)[:100] for part in item["loc"]), "why": item["msg"]} for item in wrong]
+    why = f"{count} mistakes are in it, too many to be told one by one"
+    if isinstance(value, dict) and issubclass(model, _Body):  # a Request has older names, too
+        unknown = islice((str(key)[:100] for key in value if key not in model.model_fields), 3)
+        names = ", ".join(unknown)
+        why += f"; the first keys that are not known here: {names}" if names else ""
+    return [{"at": "/", "why": why}]
+
+
+def digest_of(value: object) -> str:
+    """Whether two requests say the same: SHA-256 over a JSON value."""
+    return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from cra_middleware.approvals import Answer, Pending
+from cra_middleware.approvals.approval import Answer, Pending
 from cra_middleware.testing.scenario import Outcome
 from cra_middleware.testing.workbench import Workbench
 
@@ -54,6 +54,27 @@ def approver_raises(bench: Workbench) -> None:
     bench.runtime(approver=approver)
     bench.run([PAY])
     assert bench.bodies.ran == []
+
+
+def changed_while_asked(bench: Workbench) -> None:
+    """Whoever holds a call's arguments changes them while a person is asked: no body gets what nobody decided."""
+    whole = {"ticket_id": "T-1", "people": ["ann"]}
+    inside = {"ticket_id": "T-2", "people": ["ann"]}
+    asked: list[Pending] = []
+
+    def approver(pending: Pending) -> Answer:
+        asked.append(pending)
+        if pending.arguments["ticket_id"] == "T-1":
+            whole.update(ticket_id="T-9", people=["eve"])
+        else:
+            inside["people"].append("eve")  # type: ignore[attr-defined]
+        return Answer(True, "ann")
+
+    bench.runtime(approver=approver)
+    bench.run([("notify", whole)], [("notify", inside)])
+    decided = [{"ticket_id": "T-1", "people": ["ann"]}, {"ticket_id": "T-2", "people": ["ann"]}]
+    assert asked
+    assert all(ran in decided for ran in bench.bodies.runs("notify")), bench.bodies.ran
 
 
 def approval_used_once(bench: Workbench) -> None:
@@ -131,7 +152,14 @@ def pause_with_an_approver(bench: Workbench) -> None:
 APPROVAL_CASES: Mapping[str, tuple[str | None, Callable[[Workbench], None]]] = {
     **{
         case.__name__: (None, case)
-        for case in (approver_missing, approval_given, approval_rejected, approver_raises, approval_used_once)
+        for case in (
+            approver_missing,
+            approval_given,
+            approval_rejected,
+            approver_raises,
+            changed_while_asked,
+            approval_used_once,
+        )
     },
     **{
         case.__name__: ("pause", case)

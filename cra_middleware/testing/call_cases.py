@@ -18,7 +18,7 @@ def allow(bench: Workbench) -> None:
     """An allowed call runs once, and its result comes through."""
     outcome = bench.run([LOOKUP])
     bench.went_on(outcome)
-    assert bench.bodies.ran == [LOOKUP]
+    assert bench.bodies.ran == [LOOKUP], outcome
     bench.was_told(outcome, "ticket T-1 is open")
 
 

@@ -13,6 +13,8 @@ from cra_middleware.trace.profiles import read
 from cra_middleware.verification import verify
 
 FINAL = ("action.executed", "action.failed", "action.denied")
+NOT_RUN = ("arguments_changed", "audit_unavailable", "not_run")
+"""With which codes a call failed that was let run, and whose tool then did not: a runtime's, and a client's."""
 
 
 class Evidence:
@@ -49,7 +51,8 @@ class Evidence:
         return [str(payload["code"]) for payload in self.of("action.denied", action_id)]
 
     def holds_every_run(self, ran: Sequence[tuple[str, dict[str, Any]]], actions: dict[str, str]) -> None:
-        """Each run of a body has one request with its arguments' digest, one approval, and one outcome.
+        """Each run of a body has one request with its arguments' digest, one approval, and one outcome; and no body ran
+        for a call that was let run and, as its outcome says, then did not.
 
         Raises:
             AssertionError: when one is missing, or says something else.
@@ -66,6 +69,7 @@ class Evidence:
             (str(events[0].payload["action_id"]), str(events[0].payload["parameters_hash"]))
             for events in self._by_execution().values()
             if any(event.event_type == "action.approved" for event in events)
+            and not any(event.payload.get("error_code") in NOT_RUN for event in events)
             and events[0].payload["action_id"] in set(actions.values())
         )
         assert recorded == expected, f"the bodies ran with {expected}, and let run was {recorded}"

@@ -175,7 +175,17 @@ class Bodies:
                 raise TimeoutError("the database is slow")
             return "updated"
 
-        return {tool.__name__: tool for tool in (lookup, remove, pay, broken, flaky)}
+        def notify(ticket_id: str, people: list[str]) -> str:
+            """Tell people about a ticket.
+
+            Args:
+                ticket_id: the ticket's id
+                people: who is told
+            """
+            self.note("notify", ticket_id=ticket_id, people=list(people))
+            return f"told {len(people)}"
+
+        return {tool.__name__: tool for tool in (lookup, remove, pay, broken, flaky, notify)}
 
 
 def _asynchronous(fn: Tool) -> Tool:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
-from cra_middleware.approvals import Approver
+from cra_middleware.approvals.approval import Approver
 from cra_middleware.atlas.loader import Atlas
 from cra_middleware.carp.quota import Counters
 from cra_middleware.runtime import Runtime
@@ -24,6 +24,7 @@ ACTIONS = {
     "pay": "refund.create",
     "broken": "ticket.update",
     "flaky": "ticket.update",
+    "notify": "message.send",
 }
 """What the contract's tools stand for. ``delegate`` and ``helper`` (an agent as a tool) are ``ticket.list``."""
 
@@ -40,6 +41,7 @@ ATLAS: dict[str, Any] = {
         {"action_id": "ticket.update", "name": "Update", "description": "Update a ticket"},
         {"action_id": "ticket.delete", "name": "Delete", "description": "Delete a ticket"},
         {"action_id": "refund.create", "name": "Refund", "description": "Pay a refund"},
+        {"action_id": "message.send", "name": "Notify", "description": "Tell people"},
     ],
     "policies": [
         {"policy_id": "allow-all", "type": "allow"},
@@ -62,6 +64,7 @@ ATLAS: dict[str, Any] = {
             "actions": ["refund.*"],
             "conditions": {"parameters": {**_AMOUNT, "properties": {"amount": {"minimum": 50}}}},
         },
+        {"policy_id": "told", "type": "require_approval", "actions": ["message.*"]},
         {
             "policy_id": "closed",
             "type": "deny",
@@ -85,6 +88,9 @@ ATLAS: dict[str, Any] = {
 
 class Workbench:
     """Opened for one case; closing it checks the evidence."""
+
+    holes: ClassVar[Mapping[str, str]] = {}
+    """Cases, by name, that no adapter can meet with this kind of runtime, each with a sentence that says why."""
 
     def __init__(self, subject: Subject, mode: Mode, folder: Path) -> None:
         self.subject = subject

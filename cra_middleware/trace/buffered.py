@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 from cra_middleware.errors import SinkError
 from cra_middleware.trace.buffered_log import BufferedLog, Limits
+from cra_middleware.trace.ledger.backlog import Backlog, TellsBacklog
 from cra_middleware.trace.query import select
 from cra_middleware.trace.sink import Health, Query, SessionLog, TraceStore
 from cra_middleware.trace.wakeup import Wakeup
@@ -81,6 +82,14 @@ class BufferedSink:
     def count(self, session_id: str, /) -> int:
         log = self._open_log(session_id)
         return self._inner.count(session_id) if log is None else sum(line.endswith(b"\n") for line in log.lines())
+
+    def backlog(self) -> Backlog | None:
+        """What waits for a signed head at the sink that signs; None where none does.
+
+        Raises:
+            SinkError: when it cannot be read.
+        """
+        return self._inner.backlog() if isinstance(self._inner, TellsBacklog) else None
 
     def health(self) -> Health:
         known = self._inner.health()

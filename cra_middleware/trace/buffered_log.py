@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from cra_middleware.errors import SinkError
 from cra_middleware.trace.sink import SessionLog, Torn
-from cra_middleware.trace.sinks.rows import lines_of, rows_of
+from cra_middleware.trace.storage.rows import lines_of, rows_of
 from cra_middleware.trace.wakeup import Wakeup
 
 _logger = logging.getLogger("cra_middleware.trace")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from cra_middleware.trace.entry import Entry
-from cra_middleware.trace.ledger.book import Book
+from cra_middleware.trace.ledger.book import LedgerBook
 from cra_middleware.trace.note import Checkpoint
 from cra_middleware.trace.tree import Leaves
 
@@ -24,7 +24,7 @@ class Coverage:
     """What the heads say against the ledger."""
 
 
-def coverage_of(book: Book, heads: Iterable[tuple[str, Checkpoint]]) -> Coverage:
+def coverage_of(book: LedgerBook, heads: Iterable[tuple[str, Checkpoint]]) -> Coverage:
     """What is covered by heads whose signatures were checked.
 
     Args:
@@ -33,7 +33,7 @@ def coverage_of(book: Book, heads: Iterable[tuple[str, Checkpoint]]) -> Coverage
     try:
         entries = list(book)
     except ValueError as error:
-        return Coverage({}, {}, Leaves(), (f"the ledger holds something else than entries: {error}",))
+        return Coverage({}, {}, Leaves(), (no_entries(error),))
     leaves = Leaves()
     by_session: dict[str, list[Entry]] = {}
     problems: list[str] = []
@@ -41,21 +41,38 @@ def coverage_of(book: Book, heads: Iterable[tuple[str, Checkpoint]]) -> Coverage
         leaves.append(entry.leaf())
         before = by_session.setdefault(entry.session_id, [])
         if before and entry.size <= before[-1].size:
-            problems.append(f"entry {place} of the ledger makes session {entry.session_id} smaller than it was")
+            problems.append(shrank(place, entry))
         before.append(entry)
     covered = 0
     for name, head in heads:
-        if head.size > len(entries):
-            problems.append(
-                f"{name} covers {head.size} entries of the ledger, and there are {len(entries)}: "
-                f"{head.size - len(entries)} were removed"
-            )
-        elif leaves.root(head.size) != head.root:
-            problems.append(
-                f"{name} was signed over other entries than the ledger's first {head.size}: they were "
-                "changed, or it is the head of another folder"
-            )
-        else:
+        why = against_head(name, head, len(entries), leaves.root(min(head.size, len(entries))))
+        if why is None:
             covered = max(covered, head.size)
+        else:
+            problems.append(why)
     signed = {entry.session_id: entry.size for entry in entries[:covered]}
     return Coverage({key: tuple(value) for key, value in by_session.items()}, signed, leaves, tuple(problems))
+
+
+def no_entries(error: ValueError) -> str:
+    """That what is in a ledger is something else."""
+    return f"the ledger holds something else than entries: {error}"
+
+
+def shrank(place: int, entry: Entry) -> str:
+    """That an entry is about fewer events of its session than one before it."""
+    return f"entry {place} of the ledger makes session {entry.session_id} smaller than it was"
+
+
+def against_head(name: str, head: Checkpoint, count: int, root: bytes | None) -> str | None:
+    """Why a head is not one of a ledger of ``count`` entries, or None; ``root`` is that of as many as it covers."""
+    if head.size > count:
+        return (
+            f"{name} covers {head.size} entries of the ledger, and there are {count}: {head.size - count} were removed"
+        )
+    if root != head.root:
+        return (
+            f"{name} was signed over other entries than the ledger's first {head.size}: they were "
+            "changed, or it is the head of another folder"
+        )
+    return None

@@ -66,6 +66,15 @@ class Entry(NamedTuple):
         session = "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
         return cls(session, size, data[24:56].hex(), data[56:])
 
+    @classmethod
+    def unpack_all(cls, data: bytes) -> tuple[Entry, ...]:
+        """The entries that were packed one behind the other.
+
+        Raises:
+            ValueError: when ``data`` is something else.
+        """
+        return tuple(cls.unpack(data[place : place + ENTRY_BYTES]) for place in range(0, len(data), ENTRY_BYTES))
+
     def leaf(self) -> bytes:
         """Its leaf hash in the ledger's tree.
 

@@ -1,27 +1,48 @@
 """What is kept of events that were removed when their time was over: their hashes, so that what follows still verifies.
 
 ``<session_id>.pruned`` is the line ``cra-pruned/1`` and then the event_hash of every removed event, 32 bytes each, from
-the session's first event on.
+the session's first event on. A database keeps the same hashes in a row, and the session's own row, with ``pruned``
+where the name of its writer stood: nobody opens it any more, and its id is not used again.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from cra_middleware.errors import SinkError
 from cra_middleware.trace.chain import Start
-from cra_middleware.trace.sinks.files import failed, without_links
+from cra_middleware.trace.storage.files import failed, without_links
 from cra_middleware.trace.tree import HASH_BYTES
 
 SUFFIX = ".pruned"
+WRITER = "pruned"
+"""Stands where the name of a session's writer stood, in a database."""
 _MAGIC = b"cra-pruned/1\n"
+
+
+class PrunedError(SinkError):
+    """A session is not there any more: its time was over. Its id stays taken."""
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(f"session {session_id} was here, and was pruned: take another id")
 
 
 class Pruned(NamedTuple):
     """The hashes of a session's first events, which are not there any more."""
 
     hashes: bytes
+
+    @classmethod
+    def read(cls, hashes: bytes, name: str) -> Pruned:
+        """The same, from what was kept under ``name``.
+
+        Raises:
+            SinkError: when it is no hashes.
+        """
+        if not hashes or len(hashes) % HASH_BYTES:
+            raise SinkError(f"{name} is not what `cra trace prune` writes")
+        return cls(hashes)
 
     def __len__(self) -> int:
         return len(self.hashes) // HASH_BYTES
@@ -34,6 +55,19 @@ class Pruned(NamedTuple):
     def start(self) -> Start:
         """Where what is left begins."""
         return Start(len(self), self.hash(len(self) - 1))
+
+
+@runtime_checkable
+class KeepsHashes(Protocol):
+    """A store that says what is kept of removed events."""
+
+    def read_pruned(self, session_id: str, /) -> Pruned | None:
+        """What is kept of a session's first events, where they were removed.
+
+        Raises:
+            SinkError: when it cannot be read.
+        """
+        ...
 
 
 def pruned_file(folder: Path, session_id: str) -> Path:
@@ -56,9 +90,7 @@ def read_pruned(folder: Path, session_id: str) -> Pruned | None:
     except OSError as error:
         raise failed(f"{path} cannot be read", error) from error
     hashes = data.removeprefix(_MAGIC)
-    if len(hashes) == len(data) or not hashes or len(hashes) % HASH_BYTES:
-        raise SinkError(f"{path} is not what `cra trace prune` writes")
-    return Pruned(hashes)
+    return Pruned.read(b"" if len(hashes) == len(data) else hashes, str(path))
 
 
 def pruned_text(hashes: bytes) -> bytes:

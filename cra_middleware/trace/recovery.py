@@ -30,7 +30,8 @@ class Reopened:
 
     first: Event
     request: Event | None
-    """The last ``carp.request.received``, which holds the risk tier."""
+    """The first ``carp.request.received``: the session's own, with its facts and its risk tier. Later ones may be of
+    somebody who supposes other facts."""
     actions: int
     """How many tools ran."""
     end: Position
@@ -70,7 +71,7 @@ def reopen(log: SessionLog, session_id: str) -> Reopened:
         offset += len(line)
         first = first or outcome
         if outcome.event_type == "carp.request.received":
-            request = outcome
+            request = request or outcome
         elif outcome.event_type == "carp.resolution.completed":
             resolved = outcome
         elif outcome.event_type == "error.occurred":

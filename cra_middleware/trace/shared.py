@@ -16,7 +16,7 @@ Follow = Callable[[Event], None]
 
 
 class EndedElsewhereError(SinkError):
-    """Another writer sealed the session: nothing may follow."""
+    """Another writer, or thread, sealed the session: nothing may follow."""
 
 
 class Position(NamedTuple):

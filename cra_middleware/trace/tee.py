@@ -12,8 +12,9 @@ import os
 from collections.abc import Iterator, Sequence
 
 from cra_middleware.errors import SinkError
+from cra_middleware.trace.ledger.backlog import Backlog, TellsBacklog
 from cra_middleware.trace.sink import Health, Query, SessionLog, Sink, Torn, TraceStore
-from cra_middleware.trace.sinks.syncer import Syncer
+from cra_middleware.trace.storage.syncer import Syncer
 from cra_middleware.trace.tee_copy import Copy, Original
 
 _logger = logging.getLogger("cra_middleware.trace")
@@ -102,6 +103,14 @@ class TeeSink:
 
     def count(self, session_id: str, /) -> int:
         return self._primary.count(session_id)
+
+    def backlog(self) -> Backlog | None:
+        """What waits for a signed head at the sink that signs; None where none does.
+
+        Raises:
+            SinkError: when it cannot be read.
+        """
+        return self._primary.backlog() if isinstance(self._primary, TellsBacklog) else None
 
     def health(self) -> Health:
         return self._primary.health()

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 from cra_middleware.errors import SinkError
 from cra_middleware.trace.sink import SessionLog, Sink
-from cra_middleware.trace.sinks.syncer import Syncer
+from cra_middleware.trace.storage.syncer import Syncer
 
 _logger = logging.getLogger("cra_middleware.trace")
 _BATCH_BYTES = 1 << 20

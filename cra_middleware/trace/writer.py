@@ -31,7 +31,7 @@ RETRY_SECONDS = 0.02
 """Between two tries of a write that may go through."""
 
 
-class Entry(NamedTuple):
+class Draft(NamedTuple):
     """An event that is not sealed yet."""
 
     span_id: str
@@ -61,11 +61,11 @@ class ChainWriter:
         self._last_us = self._end.timestamp_us
         self._lock = threading.Lock()
         self._holder = 0  # the thread that is writing
-        self._owed: deque[Entry] = deque()
-        self._paid: Sequence[Entry] = ()  # owed entries that are kept already, to be dropped from the queue
+        self._owed: deque[Draft] = deque()
+        self._paid: Sequence[Draft] = ()  # owed entries that are kept already, to be dropped from the queue
         self._missed = 0
         self._follow: Follow = _ignore
-        self._is_over = False  # another process has ended the session
+        self._is_over = False  # the last event is there
         self._is_shared = isinstance(log, SharedLog)
         self._unsure = Unsure()
         tell_child(self)
@@ -96,7 +96,7 @@ class ChainWriter:
         self._last_us = us
         return us
 
-    def write(self, *entries: Entry, only_if: Callable[[], None] | None = None) -> Sequence[Sealed]:
+    def write(self, *entries: Draft, only_if: Callable[[], None] | None = None) -> Sequence[Sealed]:
         """Keep everything owed, then ``entries``: all of it or nothing.
 
         ``only_if`` raises when they must not be kept any more; it is asked again after other processes wrote.
@@ -106,8 +106,8 @@ class ChainWriter:
         """
         return self._write(entries, owe=False, only_if=only_if)
 
-    def refresh(self) -> None:
-        """Read on in a log that several write.
+    def refresh(self, known_size: int | None = None) -> None:
+        """Read on in a log that several write, unless nothing is behind ``known_size`` bytes and those are known.
 
         Raises:
             ChainBroken: when it was changed.
@@ -115,20 +115,23 @@ class ChainWriter:
         """
         if self._is_shared:
             with self._lock:
-                self._read_on(())
+                if known_size is not None and known_size <= self._end.offset:
+                    self._check_over()
+                else:
+                    self._read_on(())
 
-    def want(self, *entries: Entry) -> None:
+    def want(self, *entries: Draft) -> None:
         """Say that they are handed in again when they are not kept, until ``give_up``."""
         if self._is_shared:
             self._unsure.want(entries)
 
-    def give_up(self, *entries: Entry) -> None:
+    def give_up(self, *entries: Draft) -> None:
         """Say that nobody hands them in any more; such as were kept unheard are another's events to us from now on."""
         if self._is_shared:
             for event in self._unsure.give_up(entries):
                 self._heard(event)
 
-    def owe(self, entry: Entry) -> None:
+    def owe(self, entry: Draft) -> None:
         """Keep ``entry`` with the next write. Takes no lock, so a finaliser may call it."""
         self._owed.append(entry)
 
@@ -145,12 +148,12 @@ class ChainWriter:
         """
         return self.write() if self._owed else ()
 
-    def write_or_owe(self, entry: Entry) -> Sequence[Sealed]:
+    def write_or_owe(self, entry: Draft) -> Sequence[Sealed]:
         """Keep ``entry`` now, or owe it: for an outcome, which has happened whether or not it can be kept."""
         return self._write((entry,), owe=True)
 
     def write_until(
-        self, deadline_seconds: float, *entries: Entry, only_if: Callable[[], None] | None = None
+        self, deadline_seconds: float, *entries: Draft, only_if: Callable[[], None] | None = None
     ) -> Sequence[Sealed]:
         """As ``write``, and again for ``deadline_seconds`` while the log says that it may go through. Blocks.
 
@@ -190,7 +193,7 @@ class ChainWriter:
         return self._log.witnessed_events
 
     def _write(
-        self, entries: Sequence[Entry], owe: bool, only_if: Callable[[], None] | None = None
+        self, entries: Sequence[Draft], owe: bool, only_if: Callable[[], None] | None = None
     ) -> Sequence[Sealed]:
         me = threading.get_ident()
         # A finaliser that calls a tool in the middle of a write would wait for itself.
@@ -218,7 +221,7 @@ class ChainWriter:
         with suppress(SinkError):  # then the log is failed, and counts nothing any more
             self._log.append(end.offset, b"", end.sequence)
 
-    def _keep(self, entries: Sequence[Entry], only_if: Callable[[], None] | None) -> Sequence[Sealed]:
+    def _keep(self, entries: Sequence[Draft], only_if: Callable[[], None] | None) -> Sequence[Sealed]:
         if self._paid:
             self._drop_paid()
         owed = self._owed_now()
@@ -250,17 +253,18 @@ class ChainWriter:
                 raise
         # One statement, so that no interrupt comes between: what is kept must not be owed any more.
         self._end, self._paid, self._missed = end, owed, self._missed - missed
+        self._is_over |= bool(sealed) and sealed[-1].event_type == "session.ended"
         if self._is_shared:
             sealed = self._claimed(batch, sealed)
         if owed:
             self._drop_paid()
         return sealed
 
-    def _owed_now(self) -> list[Entry]:
+    def _owed_now(self) -> list[Draft]:
         # by index, because a finaliser may append meanwhile
         return [self._owed[place] for place in range(len(self._owed))] if self._owed else []
 
-    def _claimed(self, batch: Sequence[Entry], sealed: list[Sealed]) -> list[Sealed]:
+    def _claimed(self, batch: Sequence[Draft], sealed: list[Sealed]) -> list[Sealed]:
         """What was just written, and what an earlier try of ours had kept."""
         if sealed:
             self._unsure.moved()
@@ -269,7 +273,7 @@ class ChainWriter:
         fresh = iter(sealed[len(gap) :])
         return [*gap, *(one or next(fresh) for one in known)]
 
-    def _sealed(self, batch: Sequence[Entry]) -> tuple[bytes, list[Sealed], Position]:
+    def _sealed(self, batch: Sequence[Draft]) -> tuple[bytes, list[Sealed], Position]:
         """The lines of a batch, linked to the end as we know it."""
         sequence, offset, head, last_us = self._end
         lines: list[str] = []
@@ -297,7 +301,7 @@ class ChainWriter:
             raise SinkError(f"an event is longer than {MAX_LINE_BYTES} bytes, which no reader takes")
         return data, sealed, Position(sequence, offset + len(data), head, last_us)
 
-    def _read_on(self, batch: Sequence[Entry]) -> None:
+    def _read_on(self, batch: Sequence[Draft]) -> None:
         """Read what others wrote, and find out which of our own tries were kept after all.
 
         Nobody hears of anything before all of it was read: what breaks in the middle is read from the start again.
@@ -315,12 +319,12 @@ class ChainWriter:
 
     def _check_over(self) -> None:
         if self._is_over:
-            raise EndedElsewhereError(f"session {self.session_id} was ended by another process; nothing may follow")
+            raise EndedElsewhereError(f"session {self.session_id} was ended meanwhile; nothing may follow")
 
-    def _gap(self, missed: int, span_id: str) -> Entry:
+    def _gap(self, missed: int, span_id: str) -> Draft:
         message = f"{missed} events are missing here: the log could not be kept, and calls were let run all the same"
         payload = render({"error_code": "events_dropped", "message": message, "count": missed})
-        return Entry(span_id, None, "error.occurred", payload, self.now_us())
+        return Draft(span_id, None, "error.occurred", payload, self.now_us())
 
     def _drop_paid(self) -> None:
         for entry in self._paid:

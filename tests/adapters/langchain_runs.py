@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 from pydantic import Field
 
-from cra_middleware.testing import Mode, Outcome, Task
+from cra_middleware.testing import Mode, Outcome, Scripted, Task
 
 
 class Model(GenericFakeChatModel):
@@ -33,12 +34,12 @@ class Model(GenericFakeChatModel):
         return super()._generate(messages, *args, **kwargs)
 
 
-def scripted(task: Task) -> Model:
-    turns = [
+def scripted(turns: Sequence[Sequence[Scripted]]) -> Model:
+    said = [
         AIMessage("", tool_calls=[{"name": one.tool, "args": dict(one.arguments), "id": one.call_id} for one in turn])
-        for turn in task.turns
+        for turn in turns
     ]
-    return Model(messages=iter([*turns, *(AIMessage("done") for _ in range(8))]))
+    return Model(messages=iter([*said, *(AIMessage("done") for _ in range(8))]))
 
 
 class Retry(AgentMiddleware[Any, Any, Any]):
@@ -91,7 +92,7 @@ class OfAgents:
     def agent(self, task: Task, saver: Any = None) -> tuple[Any, Model]:
         tools: list[BaseTool] = []
         for fn in task.tools:
-            asynchronous = asyncio.iscoroutinefunction(fn)
+            asynchronous = inspect.iscoroutinefunction(fn)
             made = StructuredTool.from_function(None if asynchronous else fn, fn if asynchronous else None)
             tools.append(made)
         if task.nested is not None:
@@ -107,7 +108,7 @@ class OfAgents:
                 return str((await inner.ainvoke(given))["messages"][-1].content)
 
             tools.append(StructuredTool.from_function(delegate, adelegate))
-        model = scripted(task)
+        model = scripted(task.turns)
         return self.build(task, model, tools, saver), model
 
     def run(self, task: Task) -> Outcome:

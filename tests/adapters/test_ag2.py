@@ -25,7 +25,7 @@ from ag2.events import (
 
 from cra_adapters.ag2 import govern
 from cra_middleware.testing import ContractCase, Mode, Outcome, Scripted, Task, adapter_contract
-from tests.adapters.contract import check
+from tests.adapters.contract import Bench, check
 
 
 class Script(ModelConfig):
@@ -136,5 +136,5 @@ def _renamed(call: Scripted) -> Scripted:
 
 
 @pytest.mark.parametrize("case", adapter_contract(AG2()), ids=str)
-def test_contract(case: ContractCase, tmp_path: Path) -> None:
-    check(case, tmp_path)
+def test_contract(case: ContractCase, tmp_path: Path, bench_type: Bench) -> None:
+    check(case, tmp_path, bench_type)

@@ -30,7 +30,7 @@ from agent_framework import (
 
 from cra_adapters.agent_framework import CRAMiddleware
 from cra_middleware.testing import ContractCase, Mode, Outcome, Scripted, Task, adapter_contract
-from tests.adapters.contract import check
+from tests.adapters.contract import Bench, check
 
 
 class Client(FunctionInvocationLayer, ChatMiddlewareLayer, BaseChatClient):  # type: ignore[misc]
@@ -152,5 +152,5 @@ class AgentFramework:
 
 
 @pytest.mark.parametrize("case", adapter_contract(AgentFramework()), ids=str)
-def test_contract(case: ContractCase, tmp_path: Path) -> None:
-    check(case, tmp_path)
+def test_contract(case: ContractCase, tmp_path: Path, bench_type: Bench) -> None:
+    check(case, tmp_path, bench_type)

@@ -24,7 +24,7 @@ from agno.tools.function import FunctionCall
 from cra_adapters.agno import describe_tools, govern_agent, govern_tools
 from cra_middleware.testing import ContractCase, Mode, Outcome, Scripted, Task, adapter_contract
 from cra_middleware.testing.workbench import Workbench
-from tests.adapters.contract import check
+from tests.adapters.contract import Bench, check
 
 
 class Model(AgnoModel):
@@ -161,8 +161,8 @@ def outcome(result: Any) -> Outcome:
 
 
 @pytest.mark.parametrize("case", adapter_contract(Agno()), ids=str)
-def test_contract(case: ContractCase, tmp_path: Path) -> None:
-    check(case, tmp_path)
+def test_contract(case: ContractCase, tmp_path: Path, bench_type: Bench) -> None:
+    check(case, tmp_path, bench_type)
 
 
 @pytest.fixture

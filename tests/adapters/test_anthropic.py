@@ -23,7 +23,7 @@ from cra_middleware import Atlas, Runtime
 from cra_middleware.testing import ContractCase, Mode, Outcome, Scripted, Task, adapter_contract
 from cra_middleware.testing.evidence_of_runs import Evidence
 from cra_middleware.testing.workbench import ATLAS
-from tests.adapters.contract import check
+from tests.adapters.contract import Bench, check
 
 
 class Api:
@@ -191,14 +191,14 @@ class Runner(Loop):
 
 
 @pytest.mark.parametrize("case", adapter_contract(Loop()), ids=str)
-def test_contract_of_a_loop(case: ContractCase, tmp_path: Path) -> None:
-    check(case, tmp_path)
+def test_contract_of_a_loop(case: ContractCase, tmp_path: Path, bench_type: Bench) -> None:
+    check(case, tmp_path, bench_type)
 
 
 @pytest.mark.filterwarnings("ignore:Tool 'nosuch' not found")
 @pytest.mark.parametrize("case", adapter_contract(Runner()), ids=str)
-def test_contract_of_the_tool_runner(case: ContractCase, tmp_path: Path) -> None:
-    case.check(tmp_path)
+def test_contract_of_the_tool_runner(case: ContractCase, tmp_path: Path, bench_type: Bench) -> None:
+    case.check(tmp_path, bench_type)
 
 
 @pytest.fixture

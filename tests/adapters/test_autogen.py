@@ -24,7 +24,7 @@ from autogen_core.tools import (
 
 from cra_adapters.autogen import CRAWorkbench, govern_tools
 from cra_middleware.testing import ContractCase, Mode, Outcome, Scripted, Task, adapter_contract
-from tests.adapters.contract import check
+from tests.adapters.contract import Bench, check
 
 
 class Client(ChatCompletionClient):
@@ -184,15 +184,15 @@ class AutoGenRemote(AutoGen):
 
 
 @pytest.mark.parametrize("case", adapter_contract(AutoGen()), ids=str)
-def test_contract(case: ContractCase, tmp_path: Path) -> None:
-    check(case, tmp_path)
+def test_contract(case: ContractCase, tmp_path: Path, bench_type: Bench) -> None:
+    check(case, tmp_path, bench_type)
 
 
 @pytest.mark.parametrize("case", adapter_contract(AutoGenTools()), ids=str)
-def test_contract_of_governed_tools(case: ContractCase, tmp_path: Path) -> None:
-    case.check(tmp_path)
+def test_contract_of_governed_tools(case: ContractCase, tmp_path: Path, bench_type: Bench) -> None:
+    case.check(tmp_path, bench_type)
 
 
 @pytest.mark.parametrize("case", adapter_contract(AutoGenRemote()), ids=str)
-def test_contract_of_another_workbench(case: ContractCase, tmp_path: Path) -> None:
-    case.check(tmp_path)
+def test_contract_of_another_workbench(case: ContractCase, tmp_path: Path, bench_type: Bench) -> None:
+    case.check(tmp_path, bench_type)

@@ -33,10 +33,10 @@ from cra_middleware.testing.evidence_of_runs import Evidence
 from cra_middleware.testing.scenario import Bodies, Tool
 from cra_middleware.testing.workbench import ATLAS
 from tests.adapters.claude_api import Calls, Claude
-from tests.adapters.contract import check
+from tests.adapters.contract import Bench, check
 
-NAMES = ("lookup", "remove", "pay", "broken", "flaky")
-TYPES = {str: "string", float: "number"}
+NAMES = ("lookup", "remove", "pay", "broken", "flaky", "notify")
+TYPES = {str: "string", float: "number", list[str]: "array"}
 
 
 def as_tool(fn: Tool) -> SdkMcpTool[Any]:
@@ -129,8 +129,8 @@ def _closed() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("case", adapter_contract(SUBJECT), ids=str)
-def test_contract(case: ContractCase, tmp_path: Path) -> None:
-    check(case, tmp_path)
+def test_contract(case: ContractCase, tmp_path: Path, bench_type: Bench) -> None:
+    check(case, tmp_path, bench_type)
 
 
 class Desk:

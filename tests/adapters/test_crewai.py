@@ -31,7 +31,7 @@ from cra_middleware.testing import ContractCase, Mode, Outcome, Task, adapter_co
 from cra_middleware.testing import Scripted as Call
 from cra_middleware.testing.evidence_of_runs import Evidence
 from cra_middleware.testing.workbench import ATLAS
-from tests.adapters.contract import check
+from tests.adapters.contract import Bench, check
 
 DELEGATE = "delegate_work_to_coworker"
 
@@ -149,8 +149,8 @@ CASES = [case for protocol in ("native", "text") for case in adapter_contract(Cr
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case}-{'native' if case.subject.native else 'text'}")
-def test_contract(case: ContractCase, tmp_path: Path) -> None:
-    check(case, tmp_path)
+def test_contract(case: ContractCase, tmp_path: Path, bench_type: Bench) -> None:
+    check(case, tmp_path, bench_type)
 
 
 RAN: list[Any] = []

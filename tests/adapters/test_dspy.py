@@ -28,7 +28,7 @@ from cra_middleware._canonical import canonical, digest
 from cra_middleware.testing import ContractCase, Mode, Outcome, Task, adapter_contract
 from cra_middleware.testing.evidence_of_runs import Evidence
 from cra_middleware.testing.workbench import ATLAS
-from tests.adapters.contract import check
+from tests.adapters.contract import Bench, check
 
 
 def script(turns: Any, version: int) -> list[dict[str, Any]]:
@@ -98,8 +98,8 @@ CASES = [case for version in (1, 2) for case in adapter_contract(DSPy(version))]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case}-v{case.subject.version}")
-def test_contract(case: ContractCase, tmp_path: Path) -> None:
-    check(case, tmp_path)
+def test_contract(case: ContractCase, tmp_path: Path, bench_type: Bench) -> None:
+    check(case, tmp_path, bench_type)
 
 
 RAN: list[Any] = []

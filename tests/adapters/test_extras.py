@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import tomllib
 from pathlib import Path
 
@@ -54,6 +55,9 @@ def test_every_adapter_has_a_page_and_tests(adapter: str) -> None:
     assert f"frameworks/{adapter}.md" in (ROOT / "docs" / "frameworks.md").read_text()
     tests = "".join(file.read_text() for file in sorted((ROOT / "tests" / "adapters").glob(f"test_{adapter}*.py")))
     assert "adapter_contract(" in tests, "its contract is run"
+    assert not re.search(r"check\(.*tmp_path\)$", tests, re.MULTILINE), (
+        "and with a runtime at a server: give bench_type on"
+    )
 
 
 def test_no_extra_installs_every_framework() -> None:

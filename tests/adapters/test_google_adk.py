@@ -25,7 +25,7 @@ from pydantic import PrivateAttr
 
 from cra_adapters.google_adk import CRAPlugin
 from cra_middleware.testing import ContractCase, Mode, Outcome, Scripted, Task, adapter_contract
-from tests.adapters.contract import check
+from tests.adapters.contract import Bench, check
 
 CONFIRM = "adk_request_confirmation"
 
@@ -165,5 +165,5 @@ class GoogleADK:
 
 
 @pytest.mark.parametrize("case", adapter_contract(GoogleADK()), ids=str)
-def test_contract(case: ContractCase, tmp_path: Path) -> None:
-    check(case, tmp_path)
+def test_contract(case: ContractCase, tmp_path: Path, bench_type: Bench) -> None:
+    check(case, tmp_path, bench_type)

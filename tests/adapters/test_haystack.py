@@ -33,7 +33,7 @@ from cra_adapters.haystack import describe_tools, govern_agent, govern_tools
 from cra_middleware import ActionDenied
 from cra_middleware.testing import ContractCase, Mode, Outcome, Scripted, Task, adapter_contract
 from cra_middleware.testing.workbench import Workbench
-from tests.adapters.contract import check
+from tests.adapters.contract import Bench, check
 
 
 @component
@@ -123,8 +123,8 @@ class Haystack:
 
 
 @pytest.mark.parametrize("case", adapter_contract(Haystack()), ids=str)
-def test_contract(case: ContractCase, tmp_path: Path) -> None:
-    check(case, tmp_path)
+def test_contract(case: ContractCase, tmp_path: Path, bench_type: Bench) -> None:
+    check(case, tmp_path, bench_type)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from langchain_core.tools import BaseTool
 
 from cra_adapters.langchain import CRAMiddleware
 from cra_middleware.testing import ContractCase, Task, adapter_contract
-from tests.adapters.contract import check
+from tests.adapters.contract import Bench, check
 from tests.adapters.langchain_runs import NEIGHBOURS, Model, OfAgents
 
 
@@ -36,5 +36,5 @@ class CreateAgent(OfAgents):
 
 
 @pytest.mark.parametrize("case", adapter_contract(CreateAgent()), ids=str)
-def test_contract(case: ContractCase, tmp_path: Path) -> None:
-    check(case, tmp_path)
+def test_contract(case: ContractCase, tmp_path: Path, bench_type: Bench) -> None:
+    check(case, tmp_path, bench_type)

@@ -16,7 +16,7 @@ from langgraph.prebuilt import tools_condition
 
 from cra_adapters.langchain import govern_tools, governed_tool_node
 from cra_middleware.testing import ContractCase, Mode, Task, adapter_contract
-from tests.adapters.contract import check
+from tests.adapters.contract import Bench, check
 from tests.adapters.langchain_runs import NEIGHBOURS, Model, OfAgents
 
 
@@ -78,5 +78,5 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_contract(case: ContractCase, tmp_path: Path) -> None:
-    check(case, tmp_path)
+def test_contract(case: ContractCase, tmp_path: Path, bench_type: Bench) -> None:
+    check(case, tmp_path, bench_type)

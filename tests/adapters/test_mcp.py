@@ -24,7 +24,7 @@ from mcp.server.mcpserver import MCPServer
 
 from cra_adapters.mcp import govern_client, govern_server
 from cra_middleware.testing import ContractCase, Mode, Outcome, Scripted, Task, adapter_contract
-from tests.adapters.contract import check
+from tests.adapters.contract import Bench, check
 
 ERAS = ("auto", "legacy")
 ELSEWHERE = "the function is on the other side, and what is @governed there is decided there, too"
@@ -205,5 +205,5 @@ CASES = [(subject, case) for subject in SUBJECTS for case in adapter_contract(su
 @pytest.mark.parametrize(
     ("subject", "case"), CASES, ids=[f"{type(subject).__name__}-{subject.era}-{case}" for subject, case in CASES]
 )
-def test_contract(subject: Subject, case: ContractCase, tmp_path: Path) -> None:
-    check(case, tmp_path)
+def test_contract(subject: Subject, case: ContractCase, tmp_path: Path, bench_type: Bench) -> None:
+    check(case, tmp_path, bench_type)

@@ -23,7 +23,7 @@ from cra_middleware import Atlas, Runtime
 from cra_middleware.testing import ContractCase, Mode, Outcome, Scripted, Task, adapter_contract
 from cra_middleware.testing.evidence_of_runs import Evidence
 from cra_middleware.testing.workbench import ATLAS
-from tests.adapters.contract import check
+from tests.adapters.contract import Bench, check
 
 
 class Api:
@@ -209,13 +209,13 @@ class Responses(Loop):
 
 
 @pytest.mark.parametrize("case", adapter_contract(Loop()), ids=str)
-def test_contract_of_chat_completions(case: ContractCase, tmp_path: Path) -> None:
-    check(case, tmp_path)
+def test_contract_of_chat_completions(case: ContractCase, tmp_path: Path, bench_type: Bench) -> None:
+    check(case, tmp_path, bench_type)
 
 
 @pytest.mark.parametrize("case", adapter_contract(Responses()), ids=str)
-def test_contract_of_responses(case: ContractCase, tmp_path: Path) -> None:
-    case.check(tmp_path)
+def test_contract_of_responses(case: ContractCase, tmp_path: Path, bench_type: Bench) -> None:
+    case.check(tmp_path, bench_type)
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ from cra_middleware._canonical import canonical, digest
 from cra_middleware.testing import ContractCase, Mode, Outcome, Task, adapter_contract
 from cra_middleware.testing.evidence_of_runs import Evidence
 from cra_middleware.testing.workbench import ATLAS
-from tests.adapters.contract import check
+from tests.adapters.contract import Bench, check
 
 set_tracing_disabled(True)
 
@@ -151,8 +151,8 @@ class OpenAIAgents:
 
 
 @pytest.mark.parametrize("case", adapter_contract(OpenAIAgents()), ids=str)
-def test_contract(case: ContractCase, tmp_path: Path) -> None:
-    check(case, tmp_path)
+def test_contract(case: ContractCase, tmp_path: Path, bench_type: Bench) -> None:
+    check(case, tmp_path, bench_type)
 
 
 RAN: list[Any] = []

@@ -20,7 +20,7 @@ from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
 
 from cra_adapters.pydantic_ai import CRACapability
 from cra_middleware.testing import ContractCase, Mode, Outcome, Scripted, Task, adapter_contract
-from tests.adapters.contract import check
+from tests.adapters.contract import Bench, check
 
 
 class Model:
@@ -143,5 +143,5 @@ class PydanticAI:
 
 
 @pytest.mark.parametrize("case", adapter_contract(PydanticAI()), ids=str)
-def test_contract(case: ContractCase, tmp_path: Path) -> None:
-    check(case, tmp_path)
+def test_contract(case: ContractCase, tmp_path: Path, bench_type: Bench) -> None:
+    check(case, tmp_path, bench_type)

@@ -37,7 +37,7 @@ from cra_middleware.testing import ContractCase, Mode, Outcome, Task, adapter_co
 from cra_middleware.testing import Scripted as Call
 from cra_middleware.testing.evidence_of_runs import Evidence
 from cra_middleware.testing.workbench import ATLAS
-from tests.adapters.contract import check
+from tests.adapters.contract import Bench, check
 
 
 class Scripted(ChatCompletionClientBase):
@@ -146,8 +146,8 @@ class SemanticKernel:
 
 
 @pytest.mark.parametrize("case", adapter_contract(SemanticKernel()), ids=str)
-def test_contract(case: ContractCase, tmp_path: Path) -> None:
-    check(case, tmp_path)
+def test_contract(case: ContractCase, tmp_path: Path, bench_type: Bench) -> None:
+    check(case, tmp_path, bench_type)
 
 
 RAN: list[Any] = []

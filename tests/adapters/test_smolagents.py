@@ -25,7 +25,7 @@ from cra_adapters.smolagents import describe_tools, govern_agent, govern_tools
 from cra_middleware import CallRefused
 from cra_middleware.testing import ContractCase, Mode, Outcome, Scripted, Task, adapter_contract
 from cra_middleware.testing.workbench import Workbench
-from tests.adapters.contract import check
+from tests.adapters.contract import Bench, check
 
 
 class Calls(SmolModel):
@@ -66,7 +66,7 @@ class Code(Calls):
 
 def plain(function: Any) -> Tool:
     """A tool of any function, as ``@tool`` takes only those whose source it finds."""
-    types = {"str": "string", "float": "number"}
+    types = {"str": "string", "float": "number", "list": "array"}
     parameters = inspect.signature(function).parameters.values()
 
     class Plain(Tool):
@@ -138,13 +138,13 @@ class Coding(ToolCalling):
 
 
 @pytest.mark.parametrize("case", adapter_contract(ToolCalling()), ids=str)
-def test_contract(case: ContractCase, tmp_path: Path) -> None:
-    check(case, tmp_path)
+def test_contract(case: ContractCase, tmp_path: Path, bench_type: Bench) -> None:
+    check(case, tmp_path, bench_type)
 
 
 @pytest.mark.parametrize("case", adapter_contract(Coding()), ids=str)
-def test_contract_with_code(case: ContractCase, tmp_path: Path) -> None:
-    check(case, tmp_path)
+def test_contract_with_code(case: ContractCase, tmp_path: Path, bench_type: Bench) -> None:
+    check(case, tmp_path, bench_type)
 
 
 @pytest.fixture

@@ -55,9 +55,7 @@ class OwnServer:
                 pytest.fail("no redis-server program")
             pytest.skip("no redis-server program")
         self.redis = redis_module()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = _free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._command = [program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
         self._command += options
@@ -84,3 +82,15 @@ class OwnServer:
     def client(self) -> Any:
         """A connection beside the counters'."""
         return self.redis.Redis.from_url(self.url, decode_responses=True)
+
+
+def _free_port() -> int:
+    """One whose neighbour 10,000 above is free as well: nodes of a cluster talk to each other there."""
+    while True:
+        with socket.socket() as one, socket.socket() as other:
+            one.bind(("127.0.0.1", 0))
+            port: int = one.getsockname()[1]
+            if port <= 55_535:
+                with suppress(OSError):
+                    other.bind(("127.0.0.1", port + 10_000))
+                    return port

@@ -24,6 +24,7 @@ from cra_middleware._ids import new_id
 from cra_middleware.carp.counters import MemoryCounters
 from cra_middleware.carp.quota import CountersError, Exhausted, Limit, Reservation
 from cra_middleware.carp.redis_counters import RedisCounters
+from cra_middleware.stores import open_counters
 from tests.carp.redis_server import OwnServer, redis_module, redis_prefix
 from tests.conftest import manifest, policies
 from tests.cutting_proxy import CuttingProxy
@@ -201,6 +202,7 @@ def _work(url: str, prefix: str, limits: list[Limit], keep: bool, won: Any) -> N
     won.put(len(counts))
 
 
+@pytest.mark.slow
 def test_four_processes_of_eight_threads(place: tuple[str, str]) -> None:
     """On one fixed, one sliding and one session's limit at once: exactly as many as the narrowest allows."""
     limits = [
@@ -308,6 +310,28 @@ def test_a_server_that_may_forget_is_refused(server: OwnServer) -> None:
             RedisCounters(server.url)
 
 
+def test_a_server_that_is_told_to_forget_later(server: OwnServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is looked at again and again: by who set it so, or because another machine has taken over."""
+    with closing(server.client()) as client, closing(RedisCounters(server.url)) as counters:
+        take(counters, limit(9))
+        client.config_set("maxmemory", "9mb")
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        monkeypatch.setattr("cra_middleware.carp.redis_counters._LOOK_SECONDS", 0)
+        monkeypatch.setattr(counters, "_look_at", 0.0)
+        for _ in range(2):
+            with pytest.raises(CountersError, match="noeviction"):
+                counters.reserve([limit(9)], 0)
+        client.config_set("maxmemory-policy", "noeviction")
+        take(counters, limit(9))
+
+
+@pytest.mark.parametrize("days", [-1, 0, 36_501, True, 0.5])
+def test_rests_that_cannot_be_used(server: OwnServer, days: Any) -> None:
+    """What a session has spent would be forgotten at once, or could not be told to Redis."""
+    with pytest.raises(ValueError, match="rest_days"):
+        RedisCounters(server.url, rest_days=days)
+
+
 def test_what_is_damaged(server: OwnServer) -> None:
     """A key of another kind is an error, never room; nothing is half taken."""
     with closing(server.client()) as client, closing(RedisCounters(server.url)) as counters:
@@ -348,6 +372,18 @@ def test_addresses_that_cannot_be_used(url: str) -> None:
     """An error at once, not at the first call."""
     with pytest.raises(CountersError):
         RedisCounters(url)
+
+
+def test_two_prefixes_are_two_counters(place: tuple[str, str]) -> None:
+    """Also when they are opened by name."""
+    url, prefix = place
+    for name in (f"{prefix}.one", f"{prefix}.two"):
+        with closing(open_counters(url, name)) as counters:
+            assert isinstance(counters, RedisCounters)
+            take(counters, limit(1))
+            assert isinstance(counters.reserve((limit(1),), 0), Exhausted)
+            for key in counters._client.scan_iter(match=f"{{{name}}}*", count=1000):
+                counters._client.delete(key)
 
 
 @pytest.mark.parametrize("prefix", ["", "{x}", "x y", "x" * 65])

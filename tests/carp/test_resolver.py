@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cra_middleware import Atlas, Runtime
-from cra_middleware.approvals import Answer
+from cra_middleware.approvals.approval import Answer
 from cra_middleware.carp.call import Allow, Ask, Decision, Deny, ToolCall
 from cra_middleware.carp.counters import MemoryCounters
 from cra_middleware.carp.explain import explain

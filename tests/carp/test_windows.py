@@ -204,6 +204,7 @@ def _work(path: str, won: Any) -> None:
     won.put(count)
 
 
+@pytest.mark.slow
 def test_four_processes(tmp_path: Path) -> None:
     """One file, four processes, not one call more than the limit."""
     context = multiprocessing.get_context("spawn")

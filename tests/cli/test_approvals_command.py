@@ -76,7 +76,7 @@ def python_on_terminal(*args: str, typed: str = "", stdin: bytes = b"") -> tuple
 
 ASK_ON_TERMINAL = """
 from cra_middleware import Pending
-from cra_middleware.approvers import ask_on_terminal
+from cra_middleware.approvals.approvers import ask_on_terminal
 answer = ask_on_terminal(Pending(
     approval_id="a", session_id="s", agent_id="bot", action_id="a.b", tool_name="t",
     arguments={"text": "x\\x1b[2J"}, policy_id="p", reason="Why.", approvers=("leads",),
@@ -111,6 +111,7 @@ def test_approving_shows_every_letter(runtime: Runtime, store: Path) -> None:
     assert (code, shown.index("END") < shown.index("[y/N]")) == (0, True), shown
 
 
+@pytest.mark.slow
 def test_a_call_too_long_to_show(cra: Cra, runtime: Runtime, store: Path) -> None:
     """It is approved by who names the digest of what they read elsewhere, and by nobody else; anyone may say no."""
     _, name = pending(runtime, amount="x" * 20_001 + " END")
@@ -187,6 +188,7 @@ def test_stdin_does_not_answer(runtime: Runtime, store: Path) -> None:
     assert runtime.approvals.list()[0].state == "pending"
 
 
+@pytest.mark.slow
 def test_who_may_not(runtime: Runtime, store: Path) -> None:
     """The agent itself may not, and a guessed or used id is nobody's."""
     _, name = pending(runtime)

@@ -56,6 +56,7 @@ def large(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_version_and_help() -> None:
     """--version prints it; no arguments print the help; both exit 0 with nothing on stderr."""
     assert script("--version") == Ran(0, f"cra-middleware {__version__}\n", "")
@@ -108,6 +109,7 @@ def test_wrong_usage_is_exit_2(cra: Cra, args: tuple[str, ...]) -> None:
     assert "Traceback" not in ran.stderr
 
 
+@pytest.mark.slow
 def test_exit_codes_and_streams(atlas: Path, recorded: Path) -> None:
     """0, 1, 2, 3 and 4 come out of the process, and findings and refusals are told apart by stream."""
     assert script("atlas", "validate", atlas).code == 0
@@ -133,6 +135,7 @@ def test_a_reader_that_goes_away(recorded: Path, large: Path) -> None:
         assert (len(done.stdout), done.stderr) == (wanted, b"")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_output_that_cannot_be_written(recorded: Path, large: Path) -> None:
     """A full disk is exit 1 and one sentence: an intact trace must not look verified when nothing was printed."""
@@ -145,6 +148,7 @@ def test_output_that_cannot_be_written(recorded: Path, large: Path) -> None:
         assert done.stderr == b"cra: the output cannot be written: No space left on device\n"
 
 
+@pytest.mark.slow
 def test_closed_streams(recorded: Path, tmp_path: Path) -> None:
     """Without stdout or stderr the exit code is still right, and nothing lands in a file that got their number."""
     for path, code, closed in ((recorded, 0, ">&-"), (tmp_path / "nowhere", 1, "2>&-"), (recorded, 0, ">&- 2>&- <&-")):
@@ -171,6 +175,7 @@ def test_colours_on_a_terminal_only(recorded: Path) -> None:
     assert "INTACT, SEALED" in piped.stdout
 
 
+@pytest.mark.slow
 def test_rows_wrap_below_their_own_beginning(atlas: Path, recorded: Path) -> None:
     """On a narrow terminal no row is wider than it, and nothing is lost."""
     for command in (("trace", "show", recorded), ("atlas", "show", atlas), ("check", atlas, "ticket.get")):
@@ -192,6 +197,7 @@ def test_a_hostile_name_on_a_terminal(write_atlas: Write) -> None:
     assert "\\x1b[2J\\x1b]0;title\\x07 :smile:" in plain(seen)
 
 
+@pytest.mark.slow
 def test_progress_for_a_large_file(large: Path, recorded: Path) -> None:
     """A large file shows how far its verification is, on a terminal's stderr; a small one, and a pipe, do not."""
     code, seen = on_terminal("trace", "verify", large)

@@ -127,6 +127,7 @@ def test_where_settings_are(project: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert settings_file("claude-code", None) == project / "x" / "settings.json"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", AGENTS)
 def test_install_and_uninstall(cra: Cra, project: Path, agent: str) -> None:
     """The command that is written works, from a folder with a blank in its name; the way back restores the file."""
@@ -211,6 +212,7 @@ def test_what_cannot_be_installed(cra: Cra, project: Path, monkeypatch: pytest.M
     assert "does not work" in ran.stderr
 
 
+@pytest.mark.slow
 def test_run_by_hand(project: Path) -> None:
     """The same answer as the agent gets, in one process of the console script."""
     event = json.dumps(before("cursor", "Read", {"file_path": str(project / "a")}, project)).encode()

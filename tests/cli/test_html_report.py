@@ -248,6 +248,7 @@ def test_a_page_that_cannot_be_written_leaves_nothing(cra: Cra, recorded: Path, 
     assert "before</" not in (tmp_path / "out.html").read_text()[:20]
 
 
+@pytest.mark.slow
 def test_the_page_goes_to_stdout(recorded: Path) -> None:
     """With - the page is on stdout, as UTF-8 whatever the terminal is; --format json beside it is refused."""
     path = record(recorded.parent, "Zürich 日本")

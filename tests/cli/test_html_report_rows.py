@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -77,6 +78,7 @@ def write_chain(path: Path, agent: str, atlases: list[str], steps: Sequence[dict
     path.write_text("".join(lines), encoding="utf-8", newline="")
 
 
+@pytest.mark.slow
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sessions=st.lists(st.tuples(TEXTS, st.lists(TEXTS, max_size=2), st.lists(CALL, max_size=6)), min_size=1, max_size=6)

@@ -194,7 +194,7 @@ def test_traces_of_others_beside(cra: Cra, signed: Scene) -> None:
         (("--head", "h"), "--head needs --key: the public key that the head was signed for"),
         (("--require", "signed"), "--require signed needs --key: the public key whose signed heads count"),
         (("--require", "witnessed"), "--require witnessed needs --against: the copy to compare with"),
-        (("--key", "PUB", "--head", "h"), "--head is about a folder of traces, or a session's file in it"),
+        (("--key", "PUB", "--head", "h"), "--head is about a folder of traces, a session's file in it, or a database"),
     ],
 )
 def test_wrong_usage(cra: Cra, signed: Scene, tmp_path: Path, options: tuple[str, ...], message: str) -> None:
@@ -314,6 +314,7 @@ def test_an_unreadable_ledger(cra: Cra, signed: Scene) -> None:
     assert as_json.json == {"files": [{"path": str(signed.folder), "sessions": [], "error": message}], "folders": []}
 
 
+@pytest.mark.slow
 def test_with_several_processes(cra: Cra, signed: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large inputs are verified by all cores, with the same words."""
     alone = cra("trace", "verify", signed.folder, "--key", pub(signed))

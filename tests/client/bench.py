@@ -2,57 +2,44 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
-
-import uvicorn
+from typing import Any, ClassVar
+from unittest.mock import patch
 
 from cra_middleware import Atlas, Runtime
-from cra_middleware._clock import SystemClock
-from cra_middleware.approvals import Approver
+from cra_middleware.approvals.approval import Approver
 from cra_middleware.carp.quota import Counters
-from cra_middleware.server.access import Guard
-from cra_middleware.server.app import create_app
-from cra_middleware.server.host import Host
-from cra_middleware.server.sqlite_book import SqliteBook
+from cra_middleware.client import connection
+from cra_middleware.client.remote_runtime import RemoteRuntime
+from cra_middleware.testing.evidence_of_runs import Evidence
 from cra_middleware.testing.stand_ins import FailingSink
 from cra_middleware.testing.workbench import ATLAS, Workbench
 from cra_middleware.trace.sinks.jsonl import JsonlSink
-from tests.client.served import listen
-
-
-class _Serving:
-    """A real server in a thread, over real sockets."""
-
-    def __init__(self, app: Any) -> None:
-        self._socket = listen()
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        self._server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, ws="none"))
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._server.should_exit = True
-        self._thread.join(20)
-        self._socket.close()
+from tests.client.serving import serving
 
 
 class RemoteWorkbench(Workbench):
     """As ``Workbench``; approver, counters and the failing sink are the server's."""
 
-    _serving: _Serving | None = None
+    holes: ClassVar[Mapping[str, str]] = {
+        "pause_approved": "a yes that a run is resumed with comes from who asks; the server takes none of that"
+    }
+
+    def __enter__(self) -> RemoteWorkbench:
+        self._quick = patch.object(connection, "_FIRST_PAUSE_SECONDS", 0.002)  # what fails here goes on failing
+        self._quick.start()
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._quick.stop()
         self.sink.failing = False
         if self._runtime is not None:
             self._runtime.close()
             self._runtime = None
-        if self._serving is not None:
-            self._serving.stop()
+        serving().stop()
         super().__exit__(kind, error, trace)
 
     def runtime(
@@ -65,8 +52,7 @@ class RemoteWorkbench(Workbench):
     ) -> Runtime:
         if self._runtime is not None:
             self._runtime.close()
-        if self._serving is not None:
-            self._serving.stop()
+        serving().stop()
         store = JsonlSink(self.folder / "traces")
         self.sink = FailingSink(store)
         decides = Runtime(
@@ -76,7 +62,15 @@ class RemoteWorkbench(Workbench):
             counters=counters,
             approvals=self.folder / "approvals.db" if approvals else None,
         )
-        host = Host(decides, store, SqliteBook(self.folder / "book.db"))
-        self._serving = _Serving(create_app(host, Guard(None, None, SystemClock().wall_us)))
-        self._runtime = Runtime.connect(self._serving.url, timeout_seconds=5)
+        serving().begin(decides, store, self.folder)
+        self._runtime = Runtime.connect(serving().url, timeout_seconds=30)
         return self._runtime
+
+    def evidence(self) -> Evidence:
+        """What the traces say, once the server was told how calls came out: another thread does that."""
+        if isinstance(self._runtime, RemoteRuntime):
+            for name in self._runtime._open.ids():
+                session = self._runtime._open.get(name)
+                assert session is not None
+                session.flush()
+        return super().evidence()

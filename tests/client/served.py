@@ -25,7 +25,7 @@ _FORK = multiprocessing.get_context("forkserver")  # one process imports everyth
 _FORK.set_forkserver_preload(["uvicorn", "cra_middleware.server.assembly", "tests.client.served"])
 
 
-def _serve(folder: Path, keyed: str, listening: socket.socket, timeout: float) -> None:
+def _serve(folder: Path, keyed: str, listening: socket.socket, timeout: float, expires: float) -> None:
     traces = folder / "traces"
     with (folder / "server.log").open("ab") as log:
         os.dup2(log.fileno(), 2)
@@ -35,6 +35,7 @@ def _serve(folder: Path, keyed: str, listening: socket.socket, timeout: float) -
         keys=open_keys(state_folder(traces)) if keyed == "keys" else None,
         executors={"ticket.list": lambda **arguments: {"value": ["T-1", "T-2"]}} if keyed == "executors" else None,
         timeout_seconds=timeout,
+        expires_seconds=expires,
     )
     config = uvicorn.Config(app, log_level="warning", access_log=False, ws="none")
     uvicorn.Server(config).run(sockets=[listening])
@@ -68,7 +69,13 @@ class Served:
     """One server."""
 
     def __init__(
-        self, folder: Path, told: dict[str, Any] | Path | None = None, *, keyed: str = "keys", timeout: float = 900.0
+        self,
+        folder: Path,
+        told: dict[str, Any] | Path | None = None,
+        *,
+        keyed: str = "keys",
+        timeout: float = 900.0,
+        expires: float = 86_400.0,
     ) -> None:
         self.folder = folder
         self.traces = folder / "traces"
@@ -79,6 +86,7 @@ class Served:
             (folder / "atlases" / "tests.json").write_text(json.dumps(told or atlas()))
         self._keyed = keyed
         self._timeout = timeout
+        self._expires = expires
         self._texts: dict[str, str] = {}
         self._socket = listen()
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
@@ -88,7 +96,7 @@ class Served:
 
     def start(self) -> Served:
         """Start it; the socket is the test's own, so that what is asked meanwhile waits there."""
-        arguments = (self.folder, self._keyed, self._socket, self._timeout)
+        arguments = (self.folder, self._keyed, self._socket, self._timeout, self._expires)
         self._process = _FORK.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
         return self

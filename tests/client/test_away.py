@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.server
 import logging
 import os
@@ -9,14 +10,16 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 
 from cra_middleware import AuditUnavailable, CallRefused, ChainBroken, Runtime, SinkError, verify
-from cra_middleware.client.connection import Connection
+from cra_middleware.client.connection import Connection, Problem, problem_in
 from cra_middleware.client.offline import unconditional
-from cra_middleware.errors import RuntimeUnreachable
+from cra_middleware.client.refusals import resume_error
+from cra_middleware.errors import RuntimeUnreachable, SessionEnded
 from tests.client.served import Served, atlas, until
 
 
@@ -30,6 +33,7 @@ def never(*args: object, **kwargs: object) -> None:
     raise AssertionError("it ran")
 
 
+@pytest.mark.slow
 def test_killed_while_a_tool_runs(serve: Any) -> None:
     """The tool's value comes out; the outcome is told to the server that is started again; the chain goes on."""
     served: Served = serve()
@@ -154,11 +158,32 @@ def test_cached(serve: Any, tmp_path: Path) -> None:
         assert session.call("ticket.get", lambda n: n, 3) == 3
         session.end()
     offline = path.name.removesuffix(".trace.jsonl")
-    assert served.outcomes(offline) == [("action.executed", "ticket.get"), ("action.denied", "ticket.get")]
+    refused = ["ticket.get", "ticket.delete", "refund.create", "ticket.update", "nothing.there"]
+    assert served.outcomes(offline) == [("action.executed", "ticket.get"), *(("action.denied", it) for it in refused)]
+    codes = [told["code"] for kind, told in served.events(offline) if kind == "action.denied"]
+    assert codes == ["invalid_parameters"] + ["runtime_unreachable"] * 4
     first = served.events(offline)[0][1]
     assert first["metadata"]["offline_of"] == session.id
     assert verify(served.traces / path.name).sealed
     assert served.outcomes(session.id) == [("action.executed", "ticket.get")]
+
+
+def test_cached_never_runs_what_the_server_runs(serve: Any, tmp_path: Path) -> None:
+    """Whether the server is away before the call, or dies with it; not in one function, nor in two places."""
+    served: Served = serve(keyed="executors")
+    with served.connect(on_unreachable="cached", spool=tmp_path / "spool") as runtime:
+        session = runtime.session("bot", "Help")
+        assert "ticket.list" in {action.action_id for action in unconditional(session.resolution)}
+        assert session.call("ticket.list", never) == ["T-1", "T-2"]
+        served.gone()
+        for _ in range(2):
+            with pytest.raises(RuntimeUnreachable):
+                session.call("ticket.list", never)
+            with pytest.raises(RuntimeUnreachable):
+                session.begin(session.freeze("ticket.list", "tool", {}))
+            assert session.call("ticket.get", lambda: 1) == 1
+        with pytest.raises(RuntimeUnreachable):
+            asyncio.run(session.acall("ticket.list", never))
 
 
 def test_cached_expires(serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +204,39 @@ def test_cached_expires(serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     served.back()
     with served.connect(on_unreachable="cached", spool=spool):
         until(lambda: list(spool.glob("*.uploaded")), 20)
-    assert (served.traces / path.name).exists()
+    assert served.outcomes(path.name[:36]) == [("action.executed", "ticket.get"), ("action.denied", "ticket.get")]
+
+
+def test_cached_where_nothing_may_run(
+    serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was refused is recorded all the same, sync and async; a full disk changes nothing about it."""
+    served: Served = serve(atlas(policies=[]))
+    spool = tmp_path / "spool"
+    with served.connect(timeout_seconds=1, on_unreachable="cached", spool=spool) as runtime:
+        session = runtime.session("bot", "Help")
+        assert unconditional(session.resolution) == []
+        served.gone()
+        with monkeypatch.context() as patch:
+
+            def full(*asked: object, **more: object) -> None:
+                raise SinkError("the disk is full")
+
+            patch.setattr("cra_middleware.client.offline.Offline._begin", full)
+            with pytest.raises(RuntimeUnreachable):
+                session.call("ticket.get", never)
+            assert "a refusal of ticket.get is not recorded: the disk is full" in caplog.text
+        with pytest.raises(RuntimeUnreachable) as refused:
+            session.call("ticket.get", never)
+        with pytest.raises(RuntimeUnreachable):
+            asyncio.run(session.acall("ticket.list", never))
+        (path,) = spool.glob("*.trace.jsonl")
+        served.back()
+        until(lambda: list(spool.glob("*.uploaded")), 20)
+    assert served.outcomes(path.name[:36]) == [("action.denied", "ticket.get"), ("action.denied", "ticket.list")]
+    told = dict(served.events(path.name[:36]))["action.denied"]
+    assert (told["code"], told["reason"]) == ("runtime_unreachable", refused.value.reason)
+    assert verify(served.traces / path.name).sealed
 
 
 def test_cached_needs_a_spool() -> None:
@@ -217,6 +274,62 @@ def test_a_key_that_does_not_count(serve: Any, caplog: pytest.LogCaptureFixture)
     told = caplog.text + str(refused.value) + repr(runtime) + repr(session)
     for secret in ("wrong-and-secret", narrow, served.key("fired")):
         assert secret not in told
+
+
+def test_when_a_server_says_when_to_ask_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is never asked earlier, and not by all at the same moment."""
+    body = b'{"error": {"code": "UNAVAILABLE", "message": "stopping", "recoverable": true}}'
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(503)
+            self.send_header("retry-after", "7")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            return
+
+    pauses = list[float]()
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=pauses.append)
+    monkeypatch.setattr("cra_middleware.client.connection.time", clock)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        connection = Connection(f"http://127.0.0.1:{server.server_address[1]}", timeout_seconds=600)
+        for _ in range(4):
+            assert connection.ask("GET", "/v1/health").status == 503
+        connection.close()
+        server.shutdown()
+    assert len(set(pauses)) == len(pauses) == 12
+    assert all(7 <= pause <= 10.5 for pause in pauses)
+    assert max(pauses) > 7.1
+
+
+def test_a_time_to_ask_again_that_is_none() -> None:
+    """Is none: the answer itself is read all the same."""
+    found = problem_in(b'{"error": {"code": "UNAVAILABLE"}}', "²")
+    assert found == Problem("UNAVAILABLE", "", False, None, {})
+
+
+def test_a_session_that_expired(serve: Any) -> None:
+    """A call is refused as in one that has ended, with a sentence that says what to do; it cannot be gone on with."""
+    served: Served = serve(expires=0.5)
+    with served.connect() as runtime:
+        session = runtime.session("bot", "Help", keep=True)
+        until(lambda: served.events(session.id)[-1][0] == "session.ended")
+        for refused in (lambda: session.call("ticket.get", never), session.resolve):
+            with pytest.raises(SessionEnded, match="has expired: nobody called it for long; start a new one"):
+                refused()
+        with pytest.raises(ValueError, match="has expired"):
+            runtime.session("bot", "Help", parent=session)
+        session.detach()
+        with pytest.raises(ChainBroken, match="has expired"):
+            runtime.resume(session.id)
+        with served.connect() as again, pytest.raises(ChainBroken, match="has expired"):
+            again.resume(session.id)
+    late = resume_error(Problem("SESSION_EXPIRED", "has expired", False, None, {}))  # between its two questions
+    assert isinstance(late, ChainBroken)
 
 
 def test_another_keys_session(serve: Any) -> None:

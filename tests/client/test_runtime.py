@@ -2,26 +2,67 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import json
 import os
+import ssl
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
-from cra_middleware import ApprovalError, ApprovalRequired, CallRefused, Runtime, SinkError, current_session, governed
+from cra_middleware import (
+    ApprovalError,
+    ApprovalRequired,
+    Atlas,
+    CallRefused,
+    Runtime,
+    SessionEnded,
+    SinkError,
+    current_session,
+    governed,
+)
 from cra_middleware._ids import new_id
+from cra_middleware.carp.messages import Request
+from cra_middleware.client import toolbook
+from cra_middleware.client.connection import Connection
 from cra_middleware.client.remote_runtime import AtServerError, RemoteRuntime
 from cra_middleware.client.remote_session import RemoteSession
 from cra_middleware.connecting import Connecting
-from cra_middleware.session import Session
+from cra_middleware.enforcement import EnforcementPoint
+from cra_middleware.errors import RuntimeUnreachable
+from cra_middleware.sessions.session import Session
 from tests.client.served import Served, atlas, until
+from tests.conftest import manifest
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_certificates_are_read_where_one_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without TLS nobody is trusted, and nothing of the system's is read; that takes longer than all the rest."""
+    read: list[object] = []
+
+    def default(**options: object) -> ssl.SSLContext:
+        read.append(options)
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+    monkeypatch.setattr(ssl, "create_default_context", default)
+    plain = Connection("http://localhost:1")
+    assert read == []
+    assert plain._verify.verify_mode is ssl.CERT_REQUIRED
+    assert plain._verify.check_hostname
+    assert plain._verify.get_ca_certs() == []
+    Connection("https://localhost:1")
+    Connection("http://localhost:1", ca_file="ca.pem")
+    assert read == [{"cafile": None}, {"cafile": "ca.pem"}]
 
 
 def test_nothing_is_inherited_that_needs_local_parts() -> None:
@@ -62,6 +103,28 @@ def test_sessions(served: Served, runtime: Runtime) -> None:
     assert runtime.resolve({**request, "request_id": new_id()}).resolution_id != resolution.resolution_id
     with pytest.raises(ValueError, match="another agent"):
         runtime.resolve({**request, "requester": {**request["requester"], "agent_id": "other"}})  # type: ignore[dict-item]
+    whole = Request.model_validate(
+        {
+            "request_id": new_id(),
+            "requester": {"agent_id": "bot", "session_id": new_id()},
+            "task": {"goal": "Help", "risk_tier": "high"},
+            "context": {"tenant": "a"},
+        }
+    )
+    told = runtime.session("bot", "Help", context={"queue": "b"}, request=whole)
+    assert (told.id, told.facts.risk_tier) == (whole.requester.session_id, "high")
+    assert told.facts.context == {"tenant": "a", "queue": "b"}
+    with pytest.raises(ValueError, match="another agent, goal or session"):
+        runtime.session("bot", "Something else", request=whole)
+    boss = runtime.session("boss", "Help", "high", {"tenant": "a"})
+    below = {**request["requester"], "session_id": new_id(), "parent_session_id": boss.id}  # type: ignore[dict-item]
+    runtime.resolve({**request, "request_id": new_id(), "requester": below})
+    asked = runtime.find(below["session_id"])
+    assert asked is not None
+    assert asked.facts.context == {"tenant": "a"}
+    assert served.events(asked.id)[0][1]["metadata"]["parent_session_id"] == boss.id
+    boss.end()
+    assert not asked.is_open
     with runtime.session("bot", "Help", "high", {"tenant": "a"}, metadata={"m": 1}, external_id="t-1") as session:
         with pytest.raises(ValueError, match="parent's"):
             runtime.session("helper", "More", context={"tenant": "b"})
@@ -114,6 +177,34 @@ def test_tools(serve: Any) -> None:
         )
 
 
+@pytest.mark.parametrize("how", ["deny", "cached"])
+def test_what_a_tool_stands_for_is_never_older_than_a_minute(
+    how: str, serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked for then; a server that is away refuses, or what was heard last counts on."""
+    monkeypatch.setattr(toolbook, "STALE_SECONDS", -1.0)
+    told = atlas(adapters={"crew": {"tools": {"find": "ticket.get"}}})
+    served: Served = serve(told)
+    more: dict[str, Any] = {"on_unreachable": "cached", "spool": tmp_path / "spool"} if how == "cached" else {}
+    with served.connect() as other, served.connect(timeout_seconds=1, **more) as runtime:
+        session = runtime.session("bot", "Help")
+        tool = EnforcementPoint(runtime, "crew").tool("find")
+        assert session.target_for("find", "crew").action_id == "ticket.get"
+        told["adapters"]["crew"]["tools"]["find"] = "ticket.list"
+        (served.folder / "atlases" / "tests.json").write_text(json.dumps(told))
+        until(lambda: other.target_for("find", "crew").action_id == "ticket.list")
+        assert session.target_for("find", "crew").action_id == "ticket.list"
+        served.gone()
+        for _ in range(3):
+            if how == "cached":
+                assert runtime.target_for("find", "crew").action_id == "ticket.list"
+                continue
+            with pytest.raises(RuntimeUnreachable):
+                runtime.target_for("find", "crew")
+        assert tool.is_shown(session)
+        served.back()
+
+
 @governed("ticket.get")
 def inner(ticket_id: str) -> str:
     return ticket_id
@@ -121,8 +212,6 @@ def inner(ticket_id: str) -> str:
 
 def test_a_governed_body_inside_an_adapter(served: Served, runtime: Runtime) -> None:
     """It is decided once; what it calls beside that is decided by itself, in the same session."""
-    from cra_middleware.enforcement import EnforcementPoint
-
     point = EnforcementPoint(runtime, "any")
     tool = point.tool("inner", body=inner)
     with runtime.session("bot", "Help") as session:
@@ -175,6 +264,68 @@ def test_approvals(served: Served, runtime: Runtime) -> None:
             session.call("refund.create", refund, 5)
         assert session.is_waiting
     assert not session.is_open
+
+
+@pytest.mark.parametrize("closes", ["parent", "runtime"])
+def test_a_session_that_begins_while_what_owns_it_closes(
+    served: Served, closes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is ended with it, here and at the server, and whoever wanted it is told."""
+    runtime, name, ask = served.connect(), new_id(), Connection.ask
+    parent = runtime.session("bot", "Help")
+
+    def slow(self: Connection, method: str, path: str, *arguments: Any, **options: Any) -> Any:
+        reply = ask(self, method, path, *arguments, **options)
+        if (method, path) == ("POST", "/v1/sessions"):
+            thread = threading.Thread(target=parent.detach if closes == "parent" else runtime.close)
+            thread.start()
+            thread.join()
+        return reply
+
+    above = parent if closes == "parent" else None
+    with monkeypatch.context() as patch:
+        patch.setattr(Connection, "ask", slow)
+        with pytest.raises(SessionEnded if closes == "parent" else SinkError, match=r"nothing begins|closed"):
+            runtime.session("bot", "Help", parent=above, session_id=name)
+    assert runtime.find(name) is None
+    assert served.events(name)[-1][0] == "session.ended"
+    runtime.close()
+
+
+class Stage(Enum):
+    PROD = "prod"
+
+
+def test_both_kinds_of_runtime_take_and_refuse_the_same(served: Served) -> None:
+    """Facts that are no plain text, and whatever is wrong with a closed runtime's."""
+    tenant = UUID(int=5)
+    for runtime in (served.connect(), Runtime(Atlas.from_dict(manifest()))):
+        with runtime:
+            parent = runtime.session(context={"env": Stage.PROD, "tenant": tenant})
+            assert parent.facts.context == {"env": "prod", "tenant": str(tenant)}
+            child = runtime.session(context={"env": Stage.PROD}, parent=parent)
+            assert child.facts.context == parent.facts.context
+        with pytest.raises(SinkError, match="closed"):
+            runtime.session(goal="")
+
+
+@pytest.mark.parametrize("where", ["_hand_over", "_say"])
+def test_an_end_that_is_interrupted_is_gone_on_with(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """By whoever closes the session again, though they would only let go of it."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    session = runtime.session()
+    with monkeypatch.context() as patched:
+        patched.setattr(session, where, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            session.end()
+    session.detach()
+    assert session.is_closed
+    assert session.verify().sealed
 
 
 def test_close_keeps_what_waits(served: Served) -> None:
@@ -268,18 +419,26 @@ except RuntimeError as error:
     assert "pip install 'cra-middleware[http]'" in done.stdout
 
 
-def test_spans(runtime: Runtime) -> None:
-    """Each call is a span here, with the tool's own spans below it."""
+Watched = tuple[Any, Any]
+"""Where spans go, and whence they come."""
+
+
+@pytest.fixture
+def watched() -> Watched:
     trace = pytest.importorskip("opentelemetry.sdk.trace")
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
     exporter, provider = InMemorySpanExporter(), trace.TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return exporter, provider
+
+
+def test_spans(served: Served, watched: Watched) -> None:
+    """Each call is a span here, with the tool's own spans below it."""
+    exporter, provider = watched
     tracer = provider.get_tracer("tests")
-    connection: Any = runtime._connection  # type: ignore[attr-defined]
-    watched = Runtime.connect(connection.url, api_key=connection._headers["x-api-key"], tracer_provider=provider)
-    with watched, watched.session("bot", "Help") as session:
+    with served.connect(tracer_provider=provider) as runtime, runtime.session("bot", "Help") as session:
 
         def tool() -> None:
             tracer.start_span("inside").end()
@@ -291,3 +450,30 @@ def test_spans(runtime: Runtime) -> None:
     assert inside.parent.span_id == ran.context.span_id
     assert (ran.attributes["cra.action.outcome"], denied.attributes["cra.action.outcome"]) == ("executed", "denied")
     assert denied.attributes["cra.policy.id"] == "no-delete"
+
+
+@pytest.mark.parametrize("way", ["embedded", "at a server"])
+def test_spans_of_what_was_left_open(served: Served, watched: Watched, way: str) -> None:
+    """A stream that its session does not wait for, and a call of which nobody says how it came out, are spans too."""
+    exporter, provider = watched
+
+    @governed("ticket.get")
+    def stream() -> Iterator[int]:
+        yield 1
+        yield 2
+
+    runtime = Runtime(Atlas.from_dict(atlas()), tracer_provider=provider)
+    with runtime if way == "embedded" else served.connect(tracer_provider=provider) as runtime:
+        with runtime.session("bot", "Help") as session:
+            left = session.begin(session.freeze("ticket.list", "tool", {}))
+            del left
+            gc.collect()
+            items = stream()
+            assert next(items) == 1
+        with pytest.raises(SessionEnded):
+            next(items)
+    spans = [span.attributes for span in exporter.get_finished_spans() if span.name.startswith("execute_tool")]
+    assert {told["cra.action.id"]: told["error.type"] for told in spans} == {
+        "ticket.list": "LostOutcomeError",
+        "ticket.get": "session_ended",
+    }

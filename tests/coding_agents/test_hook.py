@@ -13,7 +13,7 @@ import pytest
 
 from cra_middleware import Answer, verify
 from cra_middleware._clock import SystemClock
-from cra_middleware.sqlite_approvals import SqliteApprovals
+from cra_middleware.approvals.sqlite_store import SqliteApprovals
 from tests.coding_agents.events import AGENTS, Hook, after, before, blocks, ended, passes, shell
 
 ENDING = [agent for agent in AGENTS if agent != "codex"]
@@ -113,6 +113,7 @@ def test_an_outcome_of_no_call(hook: Hook, agent: str) -> None:
     assert "action.executed" not in calls(one)
 
 
+@pytest.mark.slow
 def test_parallel_calls(real: Hook) -> None:
     """Eight calls at once of one session, and of another: two chains, each whole, every call in it once."""
     running = []
@@ -190,6 +191,7 @@ def test_cursors_older_events(hook: Hook) -> None:
     assert calls(events)[-1] == "action.executed"
 
 
+@pytest.mark.slow
 def test_killed_between_before_and_after(real: Hook) -> None:
     """A process that dies in the middle of anything costs its own call, never the chain."""
     tool, given = shell("claude-code", "git status", real.project)

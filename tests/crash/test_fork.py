@@ -19,7 +19,7 @@ from cra_middleware import Atlas, Runtime
 from cra_middleware.cli import app
 from cra_middleware.errors import AuditUnavailable, SinkError
 from cra_middleware.evidence.folder import Against, verify_folder
-from cra_middleware.trace.ledger.owner import take_lock
+from cra_middleware.trace.ledger.folder import take_lock
 from cra_middleware.trace.sinks.jsonl import JsonlSink
 from tests.conftest import manifest
 from tests.crash.rounds import rounds
@@ -88,6 +88,7 @@ def in_child(runtime: Runtime, foreign: object) -> str:
     return "sealed" if own.is_closed else "left open"
 
 
+@pytest.mark.slow
 @rounds(5, 40)
 @pytest.mark.parametrize("with_key", [True, False])
 def test_forks_in_the_middle(tmp_path: Path, with_key: bool, rounds: int) -> None:

@@ -21,7 +21,7 @@ from cra_middleware.trace.payloads import render
 from cra_middleware.trace.recovery import reopen
 from cra_middleware.trace.sinks.jsonl import JsonlSink
 from cra_middleware.trace.sinks.jsonl_log import JsonlLog
-from cra_middleware.trace.writer import ChainWriter, Entry
+from cra_middleware.trace.writer import ChainWriter, Draft
 from tests.conftest import NOON
 from tests.crash.disk import Disk, Said
 from tests.crash.rounds import rounds
@@ -41,8 +41,8 @@ def fast_folder(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def entry(writer: ChainWriter, kind: str, **payload: object) -> Entry:
-    return Entry(new_id(), None, kind, render(payload), writer.now_us())
+def entry(writer: ChainWriter, kind: str, **payload: object) -> Draft:
+    return Draft(new_id(), None, kind, render(payload), writer.now_us())
 
 
 class Promise(NamedTuple):

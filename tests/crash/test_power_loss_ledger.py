@@ -14,7 +14,9 @@ import pytest
 from cra_middleware._ids import new_id
 from cra_middleware.trace.entry import ENTRY_BYTES
 from cra_middleware.trace.ledger.book import read_book
-from cra_middleware.trace.ledger.owner import Owner, replace_file, take_lock
+from cra_middleware.trace.ledger.folder import FolderPlace, replace_file
+from cra_middleware.trace.ledger.folder_lines import folder_tree
+from cra_middleware.trace.ledger.owner import Owner
 from cra_middleware.trace.ledger.session_tree import SessionTree
 from cra_middleware.trace.note import Checkpoint, Signer, open_note
 from tests.crash.disk import Disk
@@ -36,14 +38,15 @@ def folder() -> Iterator[Path]:
 def owner_of(traces: Path) -> Owner:
     """Whoever comes first after the crash."""
     trees: dict[str, SessionTree] = {}
-    lock = take_lock(traces / "ledger")
-    assert lock is not None
-    return Owner(traces, lock, SIGNER, lambda name: trees.setdefault(name, SessionTree(traces, name)))
+    place = FolderPlace(traces)
+    hold = place.take()
+    assert hold is not None
+    return Owner(place, hold, SIGNER, lambda name: trees.setdefault(name, folder_tree(traces, name)))
 
 
 def want(traces: Path, session_id: str, size: int) -> None:
     """Ask for an entry, as the session's writer does."""
-    tree = SessionTree(traces, session_id)
+    tree = folder_tree(traces, session_id)
     tree.grow(size)
     replace_file(traces / "ledger" / "inbox" / new_id(), tree.entry().pack())
 
@@ -70,6 +73,7 @@ def story(traces: Path, random: Random, disk: Disk, sessions: list[str]) -> None
         owner.close()
 
 
+@pytest.mark.slow
 @rounds(4, 60)
 def test_power_loss(folder: Path, rounds: int) -> None:
     """Whatever was told stays true, what was not is noted again, and no honest ledger is refused."""

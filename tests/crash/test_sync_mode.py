@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from cra_middleware import Atlas, Runtime, governed
-from cra_middleware.errors import AuditUnavailable
+from cra_middleware.errors import ActionDenied, AuditUnavailable
 from cra_middleware.evidence.folder import verify_folder
 from cra_middleware.trace.sinks.jsonl import JsonlSink
 from tests.conftest import manifest
@@ -127,6 +127,32 @@ def test_the_loop_goes_on(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> 
             assert (await asyncio.gather(session.acall("ticket.get", tool), other()))[0] == "ran"
 
     asyncio.run(main())
+
+
+def test_changed_while_it_waits(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arguments that another task changes while a decision goes to the disk do not run, and the trace says so."""
+
+    async def main() -> str:
+        session, order = runtime.session(), {"to": "ann"}
+        with slow_sync(monkeypatch) as (asked, done):
+
+            async def tool(order: dict[str, str]) -> None:
+                pytest.fail("ran")
+
+            task = asyncio.ensure_future(session.acall("ticket.get", tool, order))
+            while not asked.is_set():
+                await asyncio.sleep(0.001)
+            order["to"] = "eve"
+            done.set()
+            with pytest.raises(ActionDenied) as refusal:
+                await task
+            assert refusal.value.code == "arguments_changed"
+        session.end()
+        return session.id
+
+    session_id = asyncio.run(main())
+    last = parse(runtime._sink.lines(session_id))[-2]  # type: ignore[attr-defined]
+    assert (last["event_type"], last["payload"]["error_code"]) == ("action.failed", "arguments_changed")
 
 
 @pytest.mark.parametrize("times", [1, 3])

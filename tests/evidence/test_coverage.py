@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cra_middleware.trace.coverage import coverage_of
 from cra_middleware.trace.entry import Entry
-from cra_middleware.trace.ledger.book import Book
+from cra_middleware.trace.ledger.book import LedgerBook
 from cra_middleware.trace.note import Checkpoint
 from cra_middleware.trace.tree import EMPTY_ROOT, Leaves
 
@@ -18,8 +18,8 @@ def entry(session: int, size: int) -> Entry:
     return Entry(IDS[session], size, f"{size:064x}", bytes([session]) * 32)
 
 
-def book_of(*entries: Entry) -> Book:
-    return Book(b"".join(item.pack() for item in entries))
+def book_of(*entries: Entry) -> LedgerBook:
+    return LedgerBook(b"".join(item.pack() for item in entries))
 
 
 def head(entries: list[Entry], size: int) -> Checkpoint:
@@ -81,7 +81,7 @@ def test_an_empty_ledger() -> None:
 
 def test_garbage() -> None:
     """Bytes that are no entry make the whole ledger worth nothing."""
-    found = coverage_of(Book(ENTRIES[0].pack() + bytes(88)), [("the one", head(ENTRIES, 1))])
+    found = coverage_of(LedgerBook(ENTRIES[0].pack() + bytes(88)), [("the one", head(ENTRIES, 1))])
     assert (found.entries, found.signed) == ({}, {})
     assert found.problems == (
         "the ledger holds something else than entries: an entry is about 1 to 2^63-1 events, not 0",

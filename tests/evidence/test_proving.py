@@ -13,7 +13,7 @@ from cra_middleware.trace.note import NoteError, Signer
 from cra_middleware.trace.profiles import read
 from cra_middleware.trace.proof import ProofError, verify_consistency_proof, verify_inclusion_proof
 from cra_middleware.trace.pruned import pruned_file, pruned_text
-from cra_middleware.trace.sinks.segments import segment
+from cra_middleware.trace.storage.segments import segment
 from tests.evidence.scene import Scene, hashes_of, rewrite_all
 
 OTHER = Signer("example.com/other", bytes(32))

@@ -11,7 +11,7 @@ from cra_middleware import Atlas, Runtime
 from cra_middleware._clock import parse_us
 from cra_middleware.errors import SinkError
 from cra_middleware.evidence.folder import Against, verify_folder
-from cra_middleware.evidence.pruning import PrunedFiles, older_than, prune_folder
+from cra_middleware.evidence.pruning import PrunedSession, older_than, prune_folder
 from cra_middleware.evidence.reports import SessionReport
 from cra_middleware.testing import FrozenClock
 from cra_middleware.trace.ledger.book import read_head
@@ -37,7 +37,7 @@ def recorded(folder: Path, *, ends: bool = True, signer: Signer | None = SIGNER)
     return session.id
 
 
-def prune(folder: Path, days: float, **more: object) -> PrunedFiles:
+def prune(folder: Path, days: float, **more: object) -> PrunedSession:
     (found,) = prune_folder(folder, KEY, parse_us(NOON) + int(days * DAY * 1_000_000), **more)  # type: ignore[arg-type]
     return found
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from cra_middleware.approvals import Answer
-from cra_middleware.sqlite_approvals import SqliteApprovals
+from cra_middleware.approvals.approval import Answer
+from cra_middleware.approvals.sqlite_store import SqliteApprovals
 from tests.mcp_proxy.conftest import Client, Proxied, atlas
 
 pytestmark = pytest.mark.slow  # each starts processes

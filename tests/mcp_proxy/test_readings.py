@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cra_middleware import Atlas, Runtime
 from cra_middleware._canonical import canonical, digest
 from cra_middleware.mcp_proxy.gate import Gate, Identity
-from cra_middleware.mcp_proxy.relay import Relay, Terms
+from cra_middleware.mcp_proxy.relay import Relay, RelayTerms
 from tests.mcp_proxy.conftest import atlas
 
 pytestmark = pytest.mark.slow  # each starts processes
@@ -45,7 +45,7 @@ def passed(gate: Gate, *lines: bytes) -> list[bytes]:
     server = Bytes()
 
     async def run() -> None:
-        relay = Relay(gate, Bytes(), server, Terms(timeout_seconds=0.001), lambda words: None)
+        relay = Relay(gate, Bytes(), server, RelayTerms(timeout_seconds=0.001), lambda words: None)
         for line in lines:
             await relay.from_client(line)
         await relay.settled()

@@ -17,7 +17,7 @@ from cra_middleware.atlas.lock import digests, lock_text, renewed
 from cra_middleware.mcp_proxy.catalogue import Catalogue
 from cra_middleware.mcp_proxy.gate import Gate, Identity
 from cra_middleware.mcp_proxy.messages import LineSplitter
-from cra_middleware.mcp_proxy.relay import Relay, Terms
+from cra_middleware.mcp_proxy.relay import Relay, RelayTerms
 from cra_middleware.testing import FailingSink
 from tests.mcp_proxy.conftest import atlas
 
@@ -41,7 +41,7 @@ def relayed(gate: Gate, *messages: Any, then: Callable[[Relay], Any] | None = No
     client, server = Lines(), Lines()
 
     async def run() -> None:
-        relay = Relay(gate, client, server, Terms(timeout_seconds=0.05), lambda words: None)
+        relay = Relay(gate, client, server, RelayTerms(timeout_seconds=0.05), lambda words: None)
         for message in messages:
             await relay.from_client(json.dumps(message).encode())
         if then is not None:

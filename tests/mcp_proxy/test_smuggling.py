@@ -22,6 +22,7 @@ def client(started: Start) -> Client:
     return started()
 
 
+@pytest.mark.slow
 def test_readings_that_could_differ_are_refused(proxied: Proxied, client: Client) -> None:
     """Keys twice, keys that a lenient parser folds, numbers and text that not every parser keeps."""
     params = {
@@ -56,6 +57,7 @@ def test_readings_that_could_differ_are_refused(proxied: Proxied, client: Client
     assert len(proxied.told("action.denied")) == len(params)
 
 
+@pytest.mark.slow
 def test_envelopes_that_could_be_read_as_another_message_are_refused(proxied: Proxied, client: Client) -> None:
     invalid = [
         f'{{{CALL},"method":"tools/call","method":"ping",{ECHO}}}',
@@ -92,6 +94,7 @@ def test_envelopes_that_could_be_read_as_another_message_are_refused(proxied: Pr
     assert proxied.calls() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [
@@ -113,6 +116,7 @@ def test_methods_that_could_be_taken_for_a_call_are_refused(proxied: Proxied, cl
     assert "call" not in str(proxied.reached())
 
 
+@pytest.mark.slow
 def test_arguments_and_names_of_another_type(proxied: Proxied, client: Client) -> None:
     for params in (None, [], 7, {}, {"name": 7}, {"name": ["echo"]}, {"name": "echo", "arguments": [1]}):
         answer = client.ask("tools/call", params)
@@ -122,6 +126,7 @@ def test_arguments_and_names_of_another_type(proxied: Proxied, client: Client) -
     assert [call["params"] for call in proxied.calls()] == [{"name": "echo", "arguments": {}}]
 
 
+@pytest.mark.slow
 def test_a_carriage_return_ends_no_line(proxied: Proxied, client: Client) -> None:
     """It is blank in JSON, but a reader of lines that ends one at it would read a message inside a message."""
     client.send(b'{"jsonrpc":"2.0","method":"notifications/x","params":{"a":\r' + EVIL.encode() + b"\r}}\r")
@@ -133,6 +138,7 @@ def test_a_carriage_return_ends_no_line(proxied: Proxied, client: Client) -> Non
     assert [call["params"]["name"] for call in proxied.calls()] == ["echo"]
 
 
+@pytest.mark.slow
 def test_calls_without_an_id_are_not_forwarded(proxied: Proxied, client: Client) -> None:
     client.send(f'{{"jsonrpc":"2.0","method":"tools/call",{ECHO}}}'.encode())
     client.send(f'{{"jsonrpc":"2.0","method":"Tools/Call",{ECHO}}}'.encode())
@@ -144,6 +150,7 @@ def test_calls_without_an_id_are_not_forwarded(proxied: Proxied, client: Client)
     assert [told["reason"] for told in proxied.told("action.denied")] == ["a tools/call without an id"] * 2
 
 
+@pytest.mark.slow
 def test_calls_in_a_batch_are_decided(proxied: Proxied, client: Client) -> None:
     """Their answers come back as one batch, as before June 2025."""
     batch: list[Any] = [
@@ -167,6 +174,7 @@ def test_calls_in_a_batch_are_decided(proxied: Proxied, client: Client) -> None:
     assert [call["params"]["name"] for call in proxied.calls()] == ["slow"]
 
 
+@pytest.mark.slow
 def test_the_server_gets_what_was_decided(proxied: Proxied, client: Client) -> None:
     """Written anew from the decided value, and everything beside the arguments as it came."""
     line = (
@@ -182,6 +190,7 @@ def test_the_server_gets_what_was_decided(proxied: Proxied, client: Client) -> N
     assert repr(call["params"]["arguments"]["z"]) == "-0.0"
 
 
+@pytest.mark.slow
 def test_a_second_request_with_an_open_id(proxied: Proxied, client: Client) -> None:
     first = client.request("tools/call", {"name": "slow", "arguments": {"seconds": 0.4}})
     client.send({"jsonrpc": "2.0", "id": first, "method": "tools/call", "params": {"name": "echo", "arguments": {}}})

@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Callable
 
+import pytest
+
 from tests.mcp_proxy.conftest import Client, Proxied, atlas
 
 Start = Callable[..., Client]
@@ -35,6 +37,7 @@ def test_permitted_calls_run_and_denied_ones_do_not_reach_the_server(proxied: Pr
     assert proxied.told("session.ended")[0]["reason"] == "completed"
 
 
+@pytest.mark.slow
 def test_lists_hold_permitted_tools_only(proxied: Proxied, started: Start) -> None:
     """Page by page; the rest of a result stays, and a page of permitted tools only is passed byte by byte."""
     client = started()
@@ -53,6 +56,7 @@ def test_lists_hold_permitted_tools_only(proxied: Proxied, started: Start) -> No
     direct.close()
 
 
+@pytest.mark.slow
 def test_other_messages_pass_byte_by_byte(proxied: Proxied, started: Start) -> None:
     """In both directions, whatever their method and version, spelling and blanks included."""
     client = started()
@@ -71,6 +75,7 @@ def test_other_messages_pass_byte_by_byte(proxied: Proxied, started: Start) -> N
     assert proxied.log.read_bytes().splitlines()[2:] == sent
 
 
+@pytest.mark.slow
 def test_calls_run_side_by_side(proxied: Proxied, started: Start) -> None:
     """A slow call blocks no other, and answers keep their ids, whatever type these have."""
     client = started()
@@ -82,6 +87,7 @@ def test_calls_run_side_by_side(proxied: Proxied, started: Start) -> None:
     assert [answer["result"]["structuredContent"]["seconds"] for answer in answers] == [0, 0.2, 1.0]
 
 
+@pytest.mark.slow
 def test_many_calls_at_once(proxied: Proxied, started: Start) -> None:
     """Each gets its own answer, and the order in which they are sent is that in which they reach the server."""
     client = started()
@@ -95,6 +101,7 @@ def test_many_calls_at_once(proxied: Proxied, started: Start) -> None:
     assert len(proxied.told("action.executed")) == 300
 
 
+@pytest.mark.slow
 def test_a_failing_tool_is_recorded_as_failed(proxied: Proxied, started: Start) -> None:
     """The client gets the server's own answer."""
     client = started()
@@ -107,6 +114,7 @@ def test_a_failing_tool_is_recorded_as_failed(proxied: Proxied, started: Start) 
     ]
 
 
+@pytest.mark.slow
 def test_a_cancelled_call_is_told_to_the_server_and_recorded(proxied: Proxied, started: Start) -> None:
     client = started()
     request_id = client.request("tools/call", {"name": "hang", "arguments": {}})
@@ -118,6 +126,7 @@ def test_a_cancelled_call_is_told_to_the_server_and_recorded(proxied: Proxied, s
     assert [told["error_code"] for told in proxied.told("action.failed")] == ["CallCancelledError"]
 
 
+@pytest.mark.slow
 def test_a_call_that_takes_too_long(proxied: Proxied, started: Start) -> None:
     """Is recorded as failed; the server is told, and its late answer is dropped."""
     client = started("--timeout", "0.3")
@@ -132,6 +141,7 @@ def test_a_call_that_takes_too_long(proxied: Proxied, started: Start) -> None:
     assert [message["method"] for message in proxied.reached()][-1] == "notifications/cancelled"
 
 
+@pytest.mark.slow
 def test_observing_refuses_nothing(proxied: Proxied, started: Start) -> None:
     client = started("--observe")
     names = [tool["name"] for tool in client.ask("tools/list")["result"]["tools"]]

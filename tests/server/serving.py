@@ -39,6 +39,7 @@ class Served:
         self.folder = folder
         self.clock = terms.pop("clock", None)
         self.with_keys = terms.pop("with_keys", True)
+        self.trace = terms.pop("trace", folder / "traces")
         (folder / "atlases").mkdir(parents=True, exist_ok=True)
         if isinstance(atlas, Path):
             shutil.copytree(atlas, folder / "atlases" / atlas.name)
@@ -54,7 +55,7 @@ class Served:
 
     def start(self) -> None:
         terms = {"keys": self.keys if self.with_keys else None, **self.terms}
-        self.app = assemble([self.folder / "atlases"], self.folder / "traces", clock=self.clock, **terms)
+        self.app = assemble([self.folder / "atlases"], self.trace, clock=self.clock, **terms)
         self.service = self.app.state.cra
         self._lifespan = self.app.router.lifespan_context(self.app)
         self.wait(self._lifespan.__aenter__())
@@ -202,7 +203,11 @@ def listening(served: Served) -> Iterator[int]:
 class Process:
     """``cra serve`` as a program."""
 
-    def __init__(self, folder: Path, *options: str, atlas: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, folder: Path, *options: str, atlas: dict[str, Any] | None = None, program: str | None = None
+    ) -> None:
+        """``program`` is run instead of the package."""
+        self.program = ["-m", "cra_middleware"] if program is None else ["-c", program]
         self.folder = folder
         self.port = free_port()
         self.options = options
@@ -216,7 +221,7 @@ class Process:
 
     def start(self) -> None:
         place = ["--atlas", str(self.folder / "atlases"), "--trace", str(self.folder / "traces")]
-        command = [sys.executable, "-m", "cra_middleware", "serve", *place, "--port", str(self.port), *self.options]
+        command = [sys.executable, *self.program, "serve", *place, "--port", str(self.port), *self.options]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "CRA_TRACE": ""})
         for _ in range(300):
             try:

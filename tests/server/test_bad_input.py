@@ -6,15 +6,20 @@ import json
 import socket
 import threading
 import time
+import tracemalloc
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
-from cra_middleware.approvals import ApprovalError
+from cra_middleware.approvals.approval import ApprovalError
+from cra_middleware.carp.messages import Request
 from cra_middleware.errors import SinkError
+from cra_middleware.server.app import WORKERS
 from cra_middleware.server.book import BookError
-from cra_middleware.server.faults import STATUSES
+from cra_middleware.server.faults import STATUSES, Fault
 from cra_middleware.server.routing import Limits, read_json
+from cra_middleware.server.wire import CreateSession, Execute, read_body
 from cra_middleware.testing import FrozenClock
 from tests.conftest import NOON, manifest
 from tests.server.serving import Serve, Served, code, listening
@@ -131,6 +136,7 @@ def test_odd_names_are_recorded_or_refused(served: Served) -> None:
     assert bot.post(f"/v1/traces/{name}/verify").json()["valid"]
 
 
+@pytest.mark.slow
 def test_a_large_body_is_not_read(serve: Serve) -> None:
     """Whether it says how large it is or not; and nobody who is unknown may send much at all."""
     served = serve()
@@ -145,6 +151,24 @@ def test_a_large_body_is_not_read(serve: Serve) -> None:
         unknown = head(served, 500_000).replace(b"x-api-key: cra_", b"x-api-key: arc_")
         assert b" 401 " in talk(port, unknown, b"x" * 500_000).partition(b"\r\n")[0]
         assert b" 200 " in talk(port, b"GET /v1/health HTTP/1.0\r\nhost: localhost\r\n\r\n").partition(b"\r\n")[0]
+
+
+def test_who_still_sends_hears_why(serve: Serve) -> None:
+    """The whole body is sent before the answer is read, as a proxy does it: the connection is not reset under it."""
+    served = serve()
+    served.key("bot")
+    size = 8 * 1024 * 1024
+    with listening(served) as port:
+        for _ in range(5):
+            with socket.create_connection(("127.0.0.1", port), timeout=20) as link:
+                link.sendall(head(served, size))
+                for _ in range(size // 65_536):
+                    link.sendall(b"x" * 65_536)
+                said = b""
+                while piece := link.recv(65_536):
+                    said += piece
+            assert b" 413 " in said.partition(b"\r\n")[0]
+            assert said.endswith(b"}")
 
 
 def test_a_slow_body_is_not_waited_for(serve: Serve) -> None:
@@ -288,7 +312,7 @@ def test_codes_are_the_contract_s() -> None:
         403: "ACTION_DENIED",
         404: "ATLAS_NOT_FOUND SESSION_NOT_FOUND ACTION_NOT_FOUND RESOLUTION_NOT_FOUND",
         409: "ATLAS_ALREADY_LOADED SESSION_ALREADY_EXISTS SESSION_ALREADY_ENDED IDEMPOTENCY_CONFLICT",
-        410: "RESOLUTION_EXPIRED",
+        410: "SESSION_EXPIRED RESOLUTION_EXPIRED",
         422: "TRACE_CHAIN_INTEGRITY_ERROR POLICY_EVALUATION_ERROR",
         423: "ACTION_REQUIRES_APPROVAL",
         429: "RATE_LIMIT_EXCEEDED BUDGET_EXCEEDED",
@@ -322,3 +346,64 @@ def test_many_at_once(serve: Serve) -> None:
     assert not failed
     assert bot.kinds(name).count("action.executed") == 80
     assert bot.post(f"/v1/traces/{name}/verify").json()["valid"]
+
+
+def test_many_mistakes_are_counted_not_told(served: Served) -> None:
+    """Sixty thousand unknown keys: the answer is small, says how many, and names some; of a list's items, the first."""
+    bot = served.by("bot")
+    name = bot.session()
+    junk = {f"key{number}": 1 for number in range(60_000)}
+    answer = bot.post("/v1/execute", junk)
+    assert code(answer) == (400, "INVALID_CARP_REQUEST")
+    (found,) = answer.json()["error"]["details"]["findings"]
+    assert found["at"] == "/"
+    assert "60006 mistakes" in found["why"]
+    assert "key0, key1, key2" in found["why"]
+    inner = bot.execution(name)
+    answer = bot.post("/v1/execute", inner | {"execution": {**inner["execution"], **junk}})
+    assert "60000 mistakes" in answer.json()["error"]["details"]["findings"][0]["why"]
+    numbers = {"agent_id": "bot", "goal": "g", "atlas_ids": [1] * 60_000}
+    answer = bot.post("/v1/sessions", numbers)
+    assert [found["at"] for found in answer.json()["error"]["details"]["findings"]] == ["/atlas_ids/0"]
+    assert bot.execute(name).status_code == 200
+
+
+@pytest.mark.parametrize("model", [Execute, CreateSession, Request])
+def test_many_mistakes_take_no_memory(model: type[BaseModel]) -> None:
+    """What is built to refuse a body is not a multiple of the body."""
+    junk = {f"key{number}": 1 for number in range(60_000)}
+    tracemalloc.start()
+    try:
+        with pytest.raises(Fault):
+            read_body(model, junk)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4_000_000
+
+
+def test_large_bodies_leave_room_for_others(serve: Serve) -> None:
+    """While as many of them as there are threads are worked on, a small call is answered."""
+    entered, go = threading.Semaphore(0), threading.Event()
+
+    def slow(text: str = "", n: int = 0) -> int:
+        if text:
+            entered.release()
+            go.wait(30)
+        return n
+
+    served = serve(executors={"ticket.list": slow})
+    bot = served.by("bot")
+    names = [bot.session() for _ in range(WORKERS)]
+    large = {"parameters": {"text": "x" * 100_000}}
+    threads = [threading.Thread(target=bot.execute, args=(name, "ticket.list"), kwargs=large) for name in names]
+    for thread in threads:
+        thread.start()
+    try:
+        assert entered.acquire(timeout=30)
+        time.sleep(0.5)  # until they all came
+        assert bot.execute(bot.session()).status_code == 200
+    finally:
+        go.set()
+        for thread in threads:
+            thread.join(30)

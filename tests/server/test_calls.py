@@ -158,10 +158,10 @@ def test_what_nobody_tells_of_is_closed(serve: Serve) -> None:
     slow = bot.execute(name, "ticket.get").json()
     assert quick["result"]["report_until"] == "2026-01-05T12:00:20.000001+00:00"
     clock.advance(21)
-    served.service.calls.sweep()
+    served.service.reports.sweep()
     assert bot.kinds(name).count("action.failed") == 1
     clock.advance(900)
-    served.service.calls.sweep()
+    served.service.reports.sweep()
     events = bot.get(f"/v1/traces/{name}?event_type=action.failed").json()["events"]
     assert [event["payload"]["error_code"] for event in events] == ["outcome_unknown"] * 2
     assert [event["payload"]["execution_id"] for event in events] == [quick["execution_id"], slow["execution_id"]]
@@ -178,7 +178,7 @@ def test_calls_of_sessions_that_are_not_open_are_closed_too(serve: Serve) -> Non
     served.stop()
     clock.advance(1000)
     served.start()
-    served.service.calls.sweep()
+    served.service.reports.sweep()
     assert bot.kinds(name)[-1] == "action.failed"
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from html.parser import HTMLParser
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
-from cra_middleware.server.faults import StoreError
-from cra_middleware.server.pages import open_secret, routes_sessions, tallies
+from cra_middleware.server.pages import routes_sessions, tallies
 from cra_middleware.server.pages.hearing import way_back
 from cra_middleware.server.pages.visits import SECONDS
 from cra_middleware.testing import FrozenClock
@@ -181,38 +181,50 @@ def test_what_ends_a_login(served: Served, ann: Person, clock: FrozenClock) -> N
 
 
 def test_forged_cookies_are_none(served: Served, ann: Person) -> None:
-    """Every letter of one counts."""
+    """Every letter of one counts; what is kept of it, and any part of it, opens nothing."""
     name, _, value = ann.cookie.partition("=")
-    holder, ends, nonce, seal = value.split(".")
     forged = Person(served)
-    for wrong in (
-        *(
-            f"{holder}.{int(ends) + 1}.{nonce}.{seal}",
-            f"cra_00000000.{ends}.{nonce}.{seal}",
-            f"{holder}.{ends}.{nonce}",
-        ),
-        *(f"local.{ends}.{nonce}.{seal}", f"{holder}.{ends}.{nonce}.{seal[:-1]}", "", "....", f"{value}.x", "%C3." * 3),
-    ):
+    with closing(sqlite3.connect(served.folder / "traces/server/logins.db")) as file:
+        digest = file.execute("SELECT digest FROM logins").fetchone()
+    other = "A" if value[7] != "A" else "B"
+    for wrong in (value[:7] + other + value[8:], value[:-1], f"{value}x", digest[0], "", "....", "%C3." * 3, "A" * 43):
         forged.cookie = f"{name}={wrong}"
         assert forged.get("/").status_code == 303, wrong
+    forged.cookie = f"{name}={value}"
+    assert forged.get("/").status_code == 200
 
 
 def test_a_login_outlives_the_server(served: Served, ann: Person) -> None:
-    """The secret is a file that its owner alone can read."""
+    """So does its end; what is kept of it, in a file that its owner alone can read, makes no cookie."""
+    kept = Person(served)
+    kept.cookie = ann.cookie
     served.stop()
     served.start()
     assert ann.get("/").status_code == 200
-    assert (served.folder / "traces" / "server" / "page-secret").stat().st_mode & 0o777 == 0o600
+    file = served.folder / "traces" / "server" / "logins.db"
+    assert file.stat().st_mode & 0o777 == 0o600
+    bytes_kept = b"".join(path.read_bytes() for path in file.parent.glob("logins.db*"))
+    assert ann.cookie.partition("=")[2].encode() not in bytes_kept
+    ann.send("/logout", {"token": token_of(ann.get("/"))})
+    served.stop()
+    served.start()
+    assert kept.get("/").status_code == 303
 
 
-def test_secrets(tmp_path: Path) -> None:
-    """Several processes read the same; one that is spoilt is refused; without a folder each has its own."""
-    assert open_secret(tmp_path) == open_secret(tmp_path)
-    assert open_secret(None) != open_secret(None)
-    for spoilt in ("", "abcd", "no hex"):
-        (tmp_path / "page-secret").write_text(spoilt)
-        with pytest.raises(StoreError):
-            open_secret(tmp_path)
+def test_a_login_is_another_visit(served: Served) -> None:
+    """The cookie that a browser had before is nobody's login; the one before that is ended by the next."""
+    person = Person(served)
+    person.get("/login")
+    before = person.cookie
+    person.login(served.key("ann", "approver"))
+    first, planted = Person(served), Person(served)
+    first.cookie, planted.cookie = person.cookie, before
+    assert planted.get("/").status_code == 303
+    page = person.get("/atlases")
+    form = {"token": token_of(page), "key": served.key("eve", "auditor"), "next": "/"}
+    assert person.send("/login", form).status_code == 303
+    assert "logged in as eve" in told(person.get("/"))
+    assert first.get("/").status_code == 303
 
 
 def test_a_person_says_yes(served: Served, ann: Person) -> None:

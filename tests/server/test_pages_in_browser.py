@@ -368,7 +368,9 @@ def test_by_keyboard_and_without_script(desk: Desk) -> None:
     try:
         browser.call("Network.clearBrowserCookies")
         desk.go(f"/approvals/{approval_id}")
+        browser.wait_for("document.activeElement.id === 'key'")  # the focus comes with the first drawing
         browser.call("Input.insertText", text=desk.ann)
+        browser.wait_for("document.activeElement.value")
         with browser.loading():
             press(browser, "Enter")
         reached = []

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +21,7 @@ from typer.testing import CliRunner
 
 from cra_middleware import verify
 from cra_middleware.cli import app
-from tests.server.serving import Process, utc_now
+from tests.server.serving import Process, manifest, utc_now
 
 pytest.importorskip("uvicorn")
 
@@ -42,12 +46,21 @@ class Done(NamedTuple):
 def cra(*words: str) -> Done:
     """The command line, in this process."""
     found = CliRunner().invoke(
-        app, list(words), env={"CRA_TRACE": "", "CRA_STATE": "", "CRA_STORE": "", "CRA_ATLAS_DIR": ""}
+        app,
+        list(words),
+        env={"CRA_TRACE": "", "CRA_STATE": "", "CRA_STORE": "", "CRA_ATLAS_DIR": "", "CRA_COUNTERS": ""},
     )
     assert found.exception is None or isinstance(found.exception, SystemExit), found.exception
     return Done(found.exit_code, found.stdout, found.stderr)
 
 
+def program(*words: str) -> subprocess.CompletedProcess[str]:
+    """The command line, in a process of its own."""
+    command = [sys.executable, "-m", "cra_middleware", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.slow
 def test_killed_between_authorise_and_report(process: Callable[..., Process]) -> None:
     """The next process takes the report, answers the same request the same, and the chain is whole and sealed."""
     server = process()
@@ -63,7 +76,7 @@ def test_killed_between_authorise_and_report(process: Callable[..., Process]) ->
         for _ in range(2):
             assert client.post(f"/v1/executions/{call['execution_id']}/report", json=report).status_code == 200
         assert client.delete(f"/v1/sessions/{name}").status_code == 204
-    assert server.stop() in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
+    assert server.stop() == 0
     verdict = verify(server.folder / "traces" / f"{name}.trace.jsonl")
     assert (verdict.intact, verdict.sealed) == (True, True)
 
@@ -134,6 +147,45 @@ def test_stopped_while_it_answers(process: Callable[..., Process]) -> None:
         assert len(told["events"]) >= answers.count(200)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_twice(process: Callable[..., Process], how: signal.Signals) -> None:
+    """It waits for what is being asked; a second signal does not wait, and it ends by that."""
+    server = process()
+    with socket.create_connection(("127.0.0.1", server.port)) as slow:
+        slow.sendall(b"POST /v1/sessions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\n{")
+        assert httpx.get(server.url + "/v1/health").status_code == 200
+        server.process.send_signal(how)
+        with pytest.raises(subprocess.TimeoutExpired):
+            server.process.wait(1)
+        assert server.stop(how) == -how
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop(process: Callable[..., Process], how: signal.Signals) -> None:
+    """It ends well, and says nothing of it."""
+    server = process()
+    assert server.stop(how) == 0
+    assert "Traceback" not in server.said
+
+
+@pytest.mark.slow
+def test_an_end_that_failed(tmp_path: Path) -> None:
+    """What could not be flushed makes another exit code."""
+    program = """
+from cra_middleware.server.host import Host
+from cra_middleware.cli import main
+def fail(host):
+    raise OSError("the disk is gone")
+Host.close = fail
+main()
+"""
+    server = Process(tmp_path, program=program)
+    assert server.stop() == 1
+    assert "the disk is gone" in server.said
+
+
 def test_without_keys_only_loopback(tmp_path: Path) -> None:
     """Any other address needs a key first; it says so, and does not start."""
     (tmp_path / "atlases").mkdir()
@@ -144,8 +196,74 @@ def test_without_keys_only_loopback(tmp_path: Path) -> None:
         assert "make a key first" in done.stderr
     wrong = cra("serve", "--atlas", str(tmp_path / "atlases"))
     assert (wrong.returncode, "name where traces are kept" in wrong.stderr) == (2, True)
-    for options in (("--record", "some"), ("--jwks", "http://a.example/keys"), ("--counters", "http://a.example")):
+    redis = ("--counters", "redis://127.0.0.1:1/0")
+    for options in (
+        *(("--record", "some"), ("--jwks", "http://a.example/keys"), ("--counters", "http://a.example"), redis),
+        *((*redis, "--redis-prefix", "a b"), ("--redis-prefix", "acme")),
+    ):
         assert cra("serve", *place, *options).returncode == 2
+
+
+@pytest.mark.slow
+def test_where_it_listens(tmp_path: Path) -> None:
+    """Is said when it is so; an address that is taken ends it with 1, and a sentence. A warning is one line."""
+    rules = [{"policy_id": "none", "type": "deny", "actions": ["nothing.at.all"]}]
+    (tmp_path / "atlas.json").write_text(json.dumps(manifest(policies=rules)))
+    place = ("--atlas", str(tmp_path / "atlas.json"), "--trace", str(tmp_path / "traces"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = program("serve", *place, "--port", port)
+    assert done.returncode == 1
+    assert f"it cannot listen on 127.0.0.1, port {port}: choose another --host or --port" in done.stderr
+    assert "listens on" not in done.stderr
+    (warned,) = (line for line in done.stderr.splitlines() if "nothing.at.all" in line)
+    assert "AtlasWarning: W" in warned
+    assert ".py" not in done.stderr
+    command = [sys.executable, "-m", "cra_middleware", "serve", *place, "--host", "::1", "--port", "0"]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert running.stderr is not None
+    (url,) = (line.split()[-1] for line in running.stderr if "listens on" in line and not running.send_signal(15))
+    assert re.fullmatch(r"http://\[::1\]:[1-9]\d+", url)
+    assert running.wait(20) == 0
+    running.stderr.close()
+
+
+@pytest.mark.slow
+def test_what_lies_in_a_folder(tmp_path: Path) -> None:
+    """Of several Atlases the one with an error is named, and the one that speaks of a project; none at all is said."""
+    place = ("--trace", str(tmp_path / "traces"))
+    folder = tmp_path / "atlases"
+    folder.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = program("serve", "--atlas", str(folder), *place, "--port", str(taken.getsockname()[1]))
+    assert f"no Atlas lies in {folder}: every call is denied" in done.stderr
+    rules = [
+        {
+            "policy_id": "own",
+            "type": "deny",
+            "actions": ["ticket.get"],
+            "conditions": {"arguments": {"p": {"within": "$PROJECT"}}},
+        }
+    ]
+    (folder / "one.json").write_text(json.dumps(manifest(policies=rules)))
+    found = program("serve", "--atlas", str(folder), *place)
+    assert (found.returncode, "policy own of com.example.tests: it speaks of $PROJECT" in found.stderr) == (2, True)
+    (folder / "one.json").write_text("{")
+    found = program("serve", "--atlas", str(folder), *place)
+    assert (found.returncode, f"{folder / 'one.json'}: E" in found.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--jwks", "http://a.example/keys", "--issuer", "me"), "goes with --issuer and --audience"),
+        (("--issuer", "me", "--audience", "cra"), "go with --jwks"),
+    ],
+)
+def test_half_an_identity_provider(tmp_path: Path, options: tuple[str, ...], said: str) -> None:
+    """Is none: who forgot the rest gets no server that asks nobody who they are."""
+    done = cra("serve", "--atlas", str(tmp_path), "--trace", str(tmp_path / "traces"), *options)
+    assert (done.returncode, said in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +272,7 @@ def test_without_keys_only_loopback(tmp_path: Path) -> None:
         (("--store", "postgresql://127.0.0.1:1/none"), "count in one place"),
         (("--store", "postgresql://127.0.0.1:1/none", "--counters", "c.db", "--trace", "traces"), "leave --trace"),
         (("--store", "postgresql://127.0.0.1:1/none", "--counters", "c.db", "--state", "own"), "leave --trace"),
+        (("--store", "s.db", "--counters", "c.db", "--redis-prefix", "acme"), "--redis-prefix goes with"),
         (("--store", "traces.db", "--counters", "c.db"), "several servers share a PostgreSQL database"),
         (("--store", "postgresql://u:secret@127.0.0.1:1/none", "--counters", "c.db"), "cannot be used"),
     ],
@@ -212,6 +331,10 @@ def test_keys_on_the_command_line(tmp_path: Path) -> None:
     for wrong in (("--role", "king"), ("--role", "agent"), ("--role", "admin", "--expires", "soon")):
         assert cra("apikeys", "create", "x", *wrong, *place).returncode == 2
     assert cra("apikeys", "list").returncode == 2
+    for words in (("list",), ("revoke", "ann")):  # a misspelt place is none, and is not made
+        lost = cra("apikeys", *words, "--trace", str(tmp_path / "misspelt"))
+        assert (lost.returncode, "is not there" in lost.stderr) == (1, True)
+    assert not (tmp_path / "misspelt").exists()
     for wrong in (("--store", "postgresql://127.0.0.1:1/none", *place), ("--store", "keys.db")):
         assert cra("apikeys", "list", *wrong).returncode in (1, 2)
     listed = cra("apikeys", "list", *place)

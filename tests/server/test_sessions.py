@@ -12,7 +12,7 @@ from cra_middleware.errors import SinkError
 from cra_middleware.server.host import Host
 from cra_middleware.testing import FrozenClock
 from tests.conftest import NOON, manifest, policies
-from tests.server.serving import Caller, Serve, Served, code, listening
+from tests.server.serving import Serve, Served, code, listening
 
 
 def test_a_session_is_created_resolved_and_ended(served: Served) -> None:
@@ -45,6 +45,24 @@ def test_an_id_may_be_chosen(served: Served) -> None:
     assert first.json()["resolution"] == again.json()["resolution"]
     assert code(served.by("other").post("/v1/sessions", body)) == (409, "SESSION_ALREADY_EXISTS")
     assert code(bot.post("/v1/sessions", {**body, "goal": "Else"})) == (409, "SESSION_ALREADY_EXISTS")
+    assert bot.kinds(name).count("session.started") == 1
+
+
+def test_an_id_that_only_the_trace_knows_is_given_again(served: Served) -> None:
+    """To its creator, where the server's index was lost; to another one it is a conflict as ever."""
+    bot, name = served.by("bot"), str(uuid4())
+    body = {"agent_id": "bot", "goal": "Help", "session_id": name}
+    assert bot.post("/v1/sessions", body).status_code == 201
+    for caller in (served.by("other"), bot):
+        served.stop()
+        for file in (served.folder / "traces" / "server").glob("book.db*"):
+            file.unlink()
+        served.start()
+        again = caller.post("/v1/sessions", body)
+        if caller is bot:
+            assert (again.status_code, again.json()["session_id"]) == (201, name)
+        else:
+            assert code(again) == (409, "SESSION_ALREADY_EXISTS")
     assert bot.kinds(name).count("session.started") == 1
 
 
@@ -269,35 +287,6 @@ def test_a_changed_trace_shows(served: Served) -> None:
     assert code(bot.execute(name)) == (422, "TRACE_CHAIN_INTEGRITY_ERROR")
 
 
-def test_a_session_is_handed_in(serve: Serve, served: Served) -> None:
-    """Whole and sealed, once, by who may be its agent; a broken one is not taken."""
-    bot = served.by("bot")
-    name, half = bot.session(), bot.session()
-    bot.execute(name)
-    bot.ask("DELETE", f"/v1/sessions/{name}")
-    data = bot.get(f"/v1/traces/{name}", headers={"accept": "application/x-ndjson"}).content
-    part = bot.get(f"/v1/traces/{half}", headers={"accept": "application/x-ndjson"}).content
-    taker = serve(clock=FrozenClock(NOON))
-    mine, other = taker.by("bot"), taker.by("other", agents=("other",))
-
-    def put(caller: Caller, data: bytes, session_id: str = name) -> Any:
-        headers = {"content-type": "application/x-ndjson"}
-        return caller.ask("PUT", f"/v1/traces/{session_id}", content=data, headers=headers)
-
-    assert code(put(mine, data.replace(b"Help", b"Harm", 1))) == (422, "TRACE_CHAIN_INTEGRITY_ERROR")
-    assert code(put(mine, data[:-5])) == (422, "TRACE_CHAIN_INTEGRITY_ERROR")
-    assert code(put(mine, part, half)) == (422, "TRACE_CHAIN_INTEGRITY_ERROR")
-    assert code(put(mine, data + data)) == (422, "TRACE_CHAIN_INTEGRITY_ERROR")
-    assert code(put(mine, b"")) == (422, "TRACE_CHAIN_INTEGRITY_ERROR")
-    assert code(put(mine, data, half)) == (422, "TRACE_CHAIN_INTEGRITY_ERROR")
-    assert code(put(other, data)) == (403, "FORBIDDEN")
-    taken = put(mine, data)
-    assert (taken.status_code, taken.json()["status"]) == (201, "ended")
-    assert code(put(mine, data)) == (409, "SESSION_ALREADY_EXISTS")
-    assert mine.post(f"/v1/traces/{name}/verify").json()["verdict"] == "INTACT, SEALED"
-    assert mine.execute(name).status_code == 409
-
-
 def test_notes(served: Served) -> None:
     """About the session itself."""
     bot = served.by("bot")
@@ -346,6 +335,91 @@ def test_a_key_without_an_atlas_gets_no_session(served: Served) -> None:
     assert bound.execute(name).status_code == 200
     child = {"agent_id": "bot", "goal": "g", "parent_session_id": name, "atlas_id": "com.example2.door"}
     assert code(bound.post("/v1/sessions", child)) == (404, "ATLAS_NOT_FOUND")
+
+
+def test_a_session_below_has_no_more_atlases(served: Served) -> None:
+    """Also where the key may use more, and the child names none."""
+    extra = {**manifest(actions=[{"action_id": "door.open", "name": "n", "description": "d"}], policies=policies())}
+    write(served, "extra.json", {**extra, "atlas_id": "com.example.door"})
+    served.stop()
+    served.start()
+    for bot in (served.by("bot"), served.by("bound", atlas_ids=("com.example.*",))):
+        assert bot.execute(bot.session(), "door.open").status_code == 200
+        parent = bot.session(atlas_ids=["com.example.tests"])
+        wider = {"agent_id": "bot", "goal": "g", "parent_session_id": parent, "atlas_ids": ["com.example.door"]}
+        assert code(bot.post("/v1/sessions", wider)) == (404, "ATLAS_NOT_FOUND")
+        child = bot.session(parent_session_id=parent)
+        assert code(bot.execute(child, "door.open")) == (404, "ACTION_NOT_FOUND")
+        assert bot.execute(child).status_code == 200
+
+
+def test_a_session_below_goes_on_with_the_facts_above_it(served: Served) -> None:
+    """On whichever server: what it may not change, what is below it may not change either."""
+    bot = served.by("bot")
+    parent = bot.session(context={"env": "prod"})
+    child = bot.session(parent_session_id=parent, context={"more": 1})
+    for _ in range(2):
+        below = {"agent_id": "bot", "goal": "g", "parent_session_id": child}
+        for context in ({"env": "dev"}, {"more": 2}):
+            assert code(bot.post("/v1/sessions", {**below, "context": context})) == (400, "INVALID_CARP_REQUEST")
+        assert bot.post("/v1/sessions", {**below, "context": {"env": "prod", "other": 1}}).status_code == 201
+        served.stop()
+        served.start()
+
+
+def test_a_request_that_names_no_atlas(served: Served) -> None:
+    """It leaves the session what the key, the body or the session above lets it use, on whichever server it goes on."""
+    extra = {**manifest(actions=[{"action_id": "door.open", "name": "n", "description": "d"}], policies=policies())}
+    write(served, "extra.json", {**extra, "atlas_id": "com.other.door"})
+    served.stop()
+    served.start()
+    bot, bound = served.by("bot"), served.by("bound", atlas_ids=("com.example.*",))
+
+    def begun(who: Any, asked: dict[str, Any], **beside: Any) -> str:
+        requester = {"agent_id": "bot", "session_id": str(uuid4())}
+        request = {"request_id": str(uuid4()), "timestamp": served.now(), "requester": requester, **asked}
+        request["task"] = {"goal": "Help"}
+        answer = who.post("/v1/sessions", {"agent_id": "bot", "goal": "Help", "request": request, **beside})
+        assert answer.status_code == 201, answer.text
+        return requester["session_id"]
+
+    parent = bot.session(atlas_ids=["com.example.tests"])
+    names = [
+        (who, begun(who, asked, **beside))
+        for asked in ({}, {"atlas_ids": []})
+        for who, beside in (
+            (bound, {}),
+            (bot, {"atlas_ids": ["com.example.tests"]}),
+            (bot, {"parent_session_id": parent}),
+        )
+    ]
+    for _ in range(2):
+        for who, name in names:
+            assert code(who.execute(name, "door.open")) == (404, "ACTION_NOT_FOUND")
+            assert who.execute(name).status_code == 200
+        served.stop()
+        served.start()
+
+
+def test_a_request_may_name_the_session_above(served: Served) -> None:
+    """As the body may, and of the same one."""
+    bot = served.by("bot")
+    parent, other = bot.session(context={"env": "prod"}), bot.session()
+
+    def begun(named: str, **beside: Any) -> Any:
+        requester = {"agent_id": "bot", "session_id": str(uuid4()), "parent_session_id": named}
+        request = {"request_id": str(uuid4()), "timestamp": served.now(), "requester": requester}
+        request["task"] = {"goal": "Help"}
+        return bot.post("/v1/sessions", {"agent_id": "bot", "goal": "Help", "request": request, **beside})
+
+    for beside in ({}, {"parent_session_id": parent}):
+        child = begun(parent, **beside).json()["session_id"]
+        assert bot.get(f"/v1/sessions/{child}").json()["parent_session_id"] == parent
+    assert code(begun(parent, context={"env": "dev"})) == (400, "INVALID_CARP_REQUEST")
+    assert code(begun(parent, parent_session_id=other)) == (400, "INVALID_CARP_REQUEST")
+    assert code(begun(str(uuid4()))) == (404, "SESSION_NOT_FOUND")
+    bot.ask("DELETE", f"/v1/sessions/{parent}")
+    assert bot.get(f"/v1/sessions/{child}").json()["status"] == "ended"
 
 
 def test_an_end_closes_the_calls_that_are_out(served: Served) -> None:
@@ -400,3 +474,14 @@ def test_events_are_streamed(served: Served) -> None:
         ):
             with pytest.raises(exceptions.InvalidStatus), connect(f"{address}?{query}", additional_headers=headers):
                 pass
+
+
+def test_a_fact_that_looks_like_a_tag(serve: Serve) -> None:
+    """It is what it was, also when the server has let go of the session and opens it again."""
+    rule = {"policy_id": "no", "type": "deny", "conditions": {"context_matches": {"env": "cra:prod"}}}
+    served = serve(manifest(policies=policies(rule)))
+    bot = served.by("bot")
+    name = bot.session(context={"env": "cra:prod"})
+    assert code(bot.execute(name)) == (403, "ACTION_DENIED")
+    served.service.host.table.let_go(name)
+    assert code(bot.execute(name)) == (403, "ACTION_DENIED")

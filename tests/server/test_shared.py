@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import pytest
 
+from cra_middleware._clock import Clock, SystemClock
+from cra_middleware.approvals.postgres_store import PostgresApprovals
 from cra_middleware.carp.sqlite_counters import SqliteCounters
-from cra_middleware.postgres_approvals import PostgresApprovals
 from cra_middleware.server.assembly import assemble
 from cra_middleware.server.book import BookError
+from cra_middleware.server.expiry import Expiry
 from cra_middleware.server.postgres_book import PostgresBook
-from tests.conftest import manifest
+from cra_middleware.testing import FrozenClock
+from tests.conftest import NOON, manifest
 from tests.server.serving import ASKED, Caller, Served, code
+from tests.server.test_access import request_of
 from tests.trace.postgres_server import database
 
 psycopg = pytest.importorskip("psycopg")
@@ -27,9 +32,10 @@ class Sharing(Served):
 
     def start(self) -> None:
         url = self.terms["url"]
-        self.book, self.approvals = PostgresBook(url), PostgresApprovals(url)
+        self.book, self.approvals = PostgresBook(url, sees_traces=True), PostgresApprovals(url)
         places = {"book": self.book, "approvals": self.approvals, "counters": self.terms["counters"]}
-        self.app = assemble([self.folder / "atlases"], url, keys=self.keys, **places)
+        terms = {"clock": self.clock, "expires_seconds": 0}
+        self.app = assemble([self.folder / "atlases"], url, keys=self.keys, **terms, **places)
         self.service = self.app.state.cra
         self._lifespan = self.app.router.lifespan_context(self.app)
         self.wait(self._lifespan.__aenter__())
@@ -49,15 +55,20 @@ class Two(NamedTuple):
 
 
 @pytest.fixture
-def two(tmp_path: Path) -> Iterator[Two]:
+def clock() -> Clock:
+    return SystemClock()
+
+
+@pytest.fixture
+def two(tmp_path: Path, clock: Clock) -> Iterator[Two]:
     with database() as where:
         parts = psycopg.conninfo.conninfo_to_dict(where)
         options = quote(str(parts["options"]))
         url = f"postgresql://{parts['user']}@{parts['host']}:{parts['port']}/{parts['dbname']}?options={options}"
         counters = SqliteCounters(tmp_path / "counters.db")
         atlas = manifest(policies=[*manifest()["policies"], ASKED])
-        one = Sharing(tmp_path / "one", atlas, url=url, counters=counters)
-        other = Sharing(tmp_path / "other", atlas, url=url, counters=counters)
+        one = Sharing(tmp_path / "one", atlas, url=url, counters=counters, clock=clock)
+        other = Sharing(tmp_path / "other", atlas, url=url, counters=counters, clock=clock)
         try:
             here = one.by("bot")
             other.service.routes.guard._keys = one.keys
@@ -138,11 +149,101 @@ def test_both_tell_of_the_same_calls_at_once(two: Two) -> None:
         )
     assert set(statuses) == {200}
     for server in (one, other):
-        server.service.calls._now_us = lambda: 10**18
-    together(one.service.calls.sweep, other.service.calls.sweep)
+        server.service.reports._now_us = lambda: 10**18
+    together(one.service.reports.sweep, other.service.reports.sweep)
     kinds = here.kinds(name)
     assert (kinds.count("action.executed"), kinds.count("action.failed")) == (6, 6)
     assert here.post(f"/v1/traces/{name}/verify").json()["valid"]
+
+
+@pytest.mark.parametrize("clock", [FrozenClock(NOON)])
+def test_a_session_that_nobody_calls_expires_once(two: Two, clock: FrozenClock, caplog: Any) -> None:
+    """A call at either server counts; of several that look, one seals; both tell what happened."""
+    caplog.set_level(logging.ERROR)
+    one, other, here, there = two
+    names = [here.session() for _ in range(12)]
+    used, parent = here.session(), here.session()
+    child = there.session(parent_session_id=parent)
+    for name in names:
+        there.execute(name)  # both have it open, and its call is out
+    for server in (one, other):
+        server.service.reports.sweep = lambda: None  # it would close the calls that are out itself
+    clock.advance(899)
+    for name in (used, child):
+        there.execute(name, "ticket.delete")
+    clock.advance(2)
+    expiries = [Expiry(server.service.host, server.service.reports, 900) for server in (one, other)]
+    together(*(expiry.sweep for expiry in expiries))
+    for name in names:
+        kinds = here.kinds(name)
+        assert (kinds[-2:], kinds.count("session.ended")) == (["action.failed", "session.ended"], 1)
+        assert here.get(f"/v1/sessions/{name}").json()["expired"]
+        for caller in (here, there):
+            assert code(caller.execute(name)) == (410, "SESSION_EXPIRED")
+            assert code(caller.post("/v1/resolve", request_of(one, name, "bot"))) == (410, "SESSION_EXPIRED")
+    for name in (used, parent, child):
+        assert here.get(f"/v1/sessions/{name}").json()["status"] == "active"
+        assert here.execute(name).status_code == 200
+    assert not [record.message for record in caplog.records if "unsealed" in record.message]
+
+
+@pytest.mark.parametrize("clock", [FrozenClock(NOON)])
+def test_a_session_that_expired_at_the_other(two: Two, clock: FrozenClock) -> None:
+    """Whatever is asked for first of the one that still has it open, it is told so; nothing is begun below it."""
+    one, other, here, there = two
+    for ask in (
+        lambda name: there.execute(name),
+        lambda name: there.post("/v1/resolve", request_of(one, name, "bot")),
+        lambda name: there.post("/v1/sessions", {"agent_id": "bot", "goal": "g", "parent_session_id": name}),
+        lambda name: there.post(f"/v1/traces/{name}/note", {"error_code": "x", "message": "y"}),
+    ):
+        name = here.session()
+        there.execute(name, "ticket.delete")
+        clock.advance(61)
+        Expiry(one.service.host, one.service.reports, 60).sweep()
+        assert code(ask(name)) == (410, "SESSION_EXPIRED")
+        assert other.service.host.table.peek(name) is None
+
+
+@pytest.mark.parametrize("clock", [FrozenClock(NOON)])
+def test_a_call_at_the_other_at_the_last_moment(two: Two, clock: FrozenClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs, and nothing is sealed before its end."""
+    one, _, here, there = two
+    name = here.session()
+    clock.advance(61)
+    session = one.service.host.table.peek(name)
+    inner, said = session.end_behind, []
+
+    def end_behind(*terms: Any) -> None:
+        said.append(there.execute(name))
+        inner(*terms)
+
+    monkeypatch.setattr(session, "end_behind", end_behind)
+    Expiry(one.service.host, one.service.reports, 60).sweep()
+    assert said[0].status_code == 200
+    assert there.report(name, said[0].json()["execution_id"]).status_code == 200
+    assert here.execute(name).status_code == 200
+
+
+@pytest.mark.parametrize("clock", [FrozenClock(NOON)])
+def test_sealed_by_the_other_at_the_last_moment(two: Two, clock: FrozenClock, monkeypatch: Any, caplog: Any) -> None:
+    """That is no failure of the one that comes too late."""
+    one, other, here, there = two
+    name = here.session()
+    there.execute(name, "ticket.delete")
+    clock.advance(61)
+    session = one.service.host.table.peek(name)
+    inner = session.end_behind
+
+    def end_behind(*terms: Any) -> None:
+        Expiry(other.service.host, other.service.reports, 60).sweep()
+        inner(*terms)
+
+    monkeypatch.setattr(session, "end_behind", end_behind)
+    Expiry(one.service.host, one.service.reports, 60).sweep()
+    assert here.kinds(name).count("session.ended") == 1
+    assert code(here.execute(name)) == code(there.execute(name)) == (410, "SESSION_EXPIRED")
+    assert not [record.message for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def together(*works: Callable[[], object]) -> None:

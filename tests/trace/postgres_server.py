@@ -5,11 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import quote, urlencode
 from uuid import uuid4
 
 import pytest
 
 SERVER = os.environ.get("CRA_TEST_POSTGRES", "host=127.0.0.1 port=5432 dbname=test user=postgres connect_timeout=2")
+
+
+def address_of(conninfo: str) -> str:
+    """The same as ``postgresql://…``."""
+    from psycopg.conninfo import conninfo_to_dict
+
+    parts = {name: str(value) for name, value in conninfo_to_dict(conninfo).items()}
+    place = f"{parts.pop('user')}@{parts.pop('host')}:{parts.pop('port', 5432)}/{parts.pop('dbname')}"
+    return f"postgresql://{place}?{urlencode(parts, quote_via=quote)}"
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from cra_middleware.errors import AuditUnavailable, SinkError
 from cra_middleware.trace.chain import verify_lines
 from cra_middleware.trace.sinks import http
 from cra_middleware.trace.sinks.http import HttpSink
-from cra_middleware.trace.sinks.http_client import Batch, HttpClient, Later, Refused, Standing
+from cra_middleware.trace.sinks.http_client import Acknowledged, Batch, HttpClient, Later, Refused
 from cra_middleware.trace.sinks.sqlite import SqliteSink
 from tests.conftest import manifest
 from tests.trace.places import in_child
@@ -342,7 +342,7 @@ def test_without_httpx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_token_is_sent_and_not_told(receiver: Receiver) -> None:
     """The token goes into its header only, and a password in the address into no message."""
     client = HttpClient(receiver.url, "s3cret", 5)
-    assert client.send(BATCH) == Standing(1)
+    assert client.send(BATCH) == Acknowledged(1)
     assert receiver.requests[0]["Authorization"] == "Bearer s3cret"
     client.close()
     gone = HttpClient("http://me:s3cret@127.0.0.1:1/", None, 5)

@@ -28,8 +28,8 @@ from cra_middleware.trace.payloads import render
 from cra_middleware.trace.sinks.jsonl import JsonlSink
 from cra_middleware.trace.sinks.memory import MemorySink
 from cra_middleware.trace.sinks.null import NullSink
-from cra_middleware.trace.sinks.segments import read_lines
-from cra_middleware.trace.writer import Entry
+from cra_middleware.trace.storage.segments import read_lines
+from cra_middleware.trace.writer import Draft
 from tests.conftest import manifest
 from tests.trace.forge import lines_of, parse
 from tests.trace.places import in_child
@@ -522,6 +522,7 @@ def interrupt(step: int, *files: str) -> Iterator[list[int]]:
         sys.settrace(before)
 
 
+@pytest.mark.slow
 def test_an_interrupt_anywhere(tmp_path: Path) -> None:
     """Ctrl-C at any line of the writing path leaves a chain that goes on whole, with all that was owed, once."""
 
@@ -530,10 +531,10 @@ def test_an_interrupt_anywhere(tmp_path: Path) -> None:
         with Runtime(Atlas.from_dict(manifest()), trace=folder) as runtime:
             session = runtime.session()
             payload = render({"error_code": "owed", "message": "from a finaliser"})
-            session._writer.owe(Entry(session._identity.span_id, None, "error.occurred", payload, 1))
+            session._writer.owe(Draft(session._identity.span_id, None, "error.occurred", payload, 1))
             with interrupt(step, "trace/writer.py", "trace/sinks/jsonl_log.py") as left:
                 session.call("ticket.get", lambda: None)
-            session._writer.owe(Entry(session._identity.span_id, None, "error.occurred", payload, 2))
+            session._writer.owe(Draft(session._identity.span_id, None, "error.occurred", payload, 2))
             session.call("ticket.list", lambda: None)
             assert session.verify().intact, step
             session.end()

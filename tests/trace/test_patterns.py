@@ -152,6 +152,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.slow
 def test_no_text_takes_for_ever() -> None:
     """Every kind looks at 250,000 letters of the worst there is, and comes back: where the time grew with the square
     of the text's length, one of these alone would take longer than all of them may."""

@@ -39,9 +39,9 @@ def sink(conninfo: str) -> Iterator[PostgresSink]:
     made.close()
 
 
-def terminate(conninfo: str, sink: PostgresSink) -> None:
-    """The server drops the sink's connection, as at a restart."""
-    pid = sink._link._known.info.backend_pid
+def terminate(conninfo: str, sink: PostgresSink, used: psycopg.Connection[Any] | None = None) -> None:
+    """The server drops the sink's connection, as at a restart: the one that is ``used`` now, or else the idle one."""
+    pid = (used or sink._link._idle[0]).info.backend_pid
     with psycopg.connect(conninfo, autocommit=True) as connection:
         connection.execute("SELECT pg_terminate_backend(%s, 2000)", (pid,))
 
@@ -76,7 +76,7 @@ def test_a_commit_whose_answer_is_lost(conninfo: str, sink: PostgresSink) -> Non
     def lose(self: Any, *args: Any, **more: Any) -> Any:
         real(self, *args, **more)
         patch.undo()
-        terminate(conninfo, sink)
+        terminate(conninfo, sink, self)
         raise psycopg.OperationalError("the connection is lost")
 
     with pytest.MonkeyPatch.context() as patch:
@@ -143,7 +143,7 @@ def test_locked_rows(conninfo: str, sink: PostgresSink) -> None:
     log = sink.create(ID)
     with psycopg.connect(conninfo) as connection:
         connection.execute("SELECT * FROM cra_sessions FOR UPDATE")
-        sink._link._known.execute("SET lock_timeout = '50ms'")
+        sink._link._idle[0].execute("SET lock_timeout = '50ms'")
         with pytest.raises(SinkError, match="lock timeout") as caught:
             log.append(0, b"one\n", 1)
         assert caught.value.is_transient
@@ -231,3 +231,29 @@ def test_without_psycopg(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(SinkError, match=r"cra-middleware\[postgres\]"):
         PostgresSink("postgresql:///x")
+
+
+def test_a_database_that_takes_nothing(conninfo: str) -> None:
+    """One that was made read-only is not healthy, whatever it answers."""
+    with closing(PostgresSink(conninfo)):
+        pass
+    read_only = conninfo.replace("-c search_path", "-c default_transaction_read_only=on -c search_path")
+    assert read_only != conninfo
+    for shared in (False, True):
+        with closing(PostgresSink(read_only, shared=shared)) as sink:
+            assert not sink.health().ok
+            assert "read-only" in sink.health().detail
+            with pytest.raises(SinkError) as refused:
+                sink.create(ID)
+            assert refused.value.is_transient
+
+
+def test_a_connection_to_a_server_that_is_the_primary_no_more(conninfo: str) -> None:
+    """It is given up: the address leads to another one by then."""
+    with closing(PostgresSink(conninfo)) as sink:
+        with sink._link.statements() as connection:
+            connection.execute("SET default_transaction_read_only = on")
+        with pytest.raises(SinkError, match="read-only"):
+            sink.create(ID)
+        sink.create(ID).close()
+        assert sink.health().ok

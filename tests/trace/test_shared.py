@@ -14,11 +14,12 @@ from cra_middleware._clock import SystemClock
 from cra_middleware._ids import new_id
 from cra_middleware.errors import ChainBroken, SinkError
 from cra_middleware.trace.chain import verify_lines
+from cra_middleware.trace.let_run import Told
 from cra_middleware.trace.payloads import render
 from cra_middleware.trace.shared import EndedElsewhereError
 from cra_middleware.trace.sink import MovedError, SharedLog, Torn
 from cra_middleware.trace.sinks.postgres import PostgresSink
-from cra_middleware.trace.writer import ChainWriter, Entry
+from cra_middleware.trace.writer import ChainWriter, Draft
 from tests.conftest import manifest
 from tests.trace import postgres_server
 from tests.trace.places import in_child
@@ -60,9 +61,9 @@ class Board:
 SESSION, TRACE = new_id(), new_id()
 
 
-def entry(kind: str = "error.occurred", **payload: Any) -> Entry:
+def entry(kind: str = "error.occurred", **payload: Any) -> Draft:
     given = payload or {"error_code": "x", "message": "y"}
-    return Entry(new_id(), None, kind, render(given), 1_700_000_000_000_001)  # type: ignore[arg-type]
+    return Draft(new_id(), None, kind, render(given), 1_700_000_000_000_001)  # type: ignore[arg-type]
 
 
 def writer(board: Board) -> ChainWriter:
@@ -308,6 +309,7 @@ def use(conninfo: str, session_id: str, threads: int, calls: int) -> None:
             worker.join()
 
 
+@pytest.mark.slow
 def test_processes_share_a_session(database: str) -> None:
     """Three processes with two threads each, in PostgreSQL: one chain, sealed with the counts of all."""
     with shared_runtime(database) as runtime:
@@ -374,9 +376,9 @@ def test_an_outcome_is_told_once(database: str) -> None:
         call = here.let_run(here.freeze("ticket.get", "tool", {}))  # type: ignore[attr-defined]
         there = two.resume(here.id, keep=True, renew=False)
         assert [known.execution_id for known in there.untold] == [call.execution_id]  # type: ignore[attr-defined]
-        there.tell(call, "client")  # type: ignore[attr-defined]
+        there.tell(call, Told("client"))  # type: ignore[attr-defined]
         with pytest.raises(ValueError, match="no call with"):
-            here.tell(call, "client")  # type: ignore[attr-defined]
+            here.tell(call, Told("client"))  # type: ignore[attr-defined]
         here.refresh()  # type: ignore[attr-defined]
         assert here.untold == ()  # type: ignore[attr-defined]
         second = here.let_run(here.freeze("ticket.get", "tool", {}))  # type: ignore[attr-defined]

@@ -18,6 +18,7 @@ import pytest
 
 from cra_middleware import Atlas, CallRefused, Runtime
 from cra_middleware.errors import SinkError
+from cra_middleware.trace.let_run import Told
 from cra_middleware.trace.sinks.postgres import PostgresSink
 from tests.conftest import manifest
 from tests.cutting_proxy import CuttingProxy
@@ -61,7 +62,7 @@ def work(conninfo: str, session_id: str, told: Path, threads: int, calls: int, d
                     continue
                 note("let", call.execution_id)
                 try:
-                    session.tell(call, "client", None, 1)
+                    session.tell(call, Told("client", None, 1))
                 except Exception as error:
                     note("untold", f"{call.execution_id} {type(error).__name__} {error}")
                     continue
@@ -122,7 +123,7 @@ def judge(conninfo: str, session_id: str, folder: Path) -> tuple[set[str], dict[
         assert notes["told"] <= set(ended), "an outcome that was acknowledged is not in the trace"
         assert untold == set(approved) - set(ended)
         for call in session.untold:
-            session.tell(call, "sweeper", ("outcome_unknown", "nobody said how it ended"))
+            session.tell(call, Told("sweeper", ("outcome_unknown", "nobody said how it ended")))
         session.end()
         verdict = session.verify()
         assert str(verdict) == "INTACT, SEALED"

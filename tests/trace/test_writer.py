@@ -23,11 +23,12 @@ from cra_middleware.trace import writer as writer_module
 from cra_middleware.trace.chain import Verdict, verify_lines
 from cra_middleware.trace.payloads import render
 from cra_middleware.trace.profiles import MAX_LINE_BYTES
+from cra_middleware.trace.shared import EndedElsewhereError
 from cra_middleware.trace.sink import Sink
-from cra_middleware.trace.sinks import segments
 from cra_middleware.trace.sinks.jsonl import JsonlSink
 from cra_middleware.trace.sinks.memory import MemoryLog, MemorySink
-from cra_middleware.trace.writer import ChainWriter, Entry
+from cra_middleware.trace.storage import segments
+from cra_middleware.trace.writer import ChainWriter, Draft
 from tests.conftest import NOON, manifest
 from tests.trace.forge import lines_of, parse, write_trace
 
@@ -62,13 +63,13 @@ def started(sink: Sink, clock: FrozenClock | None = None) -> ChainWriter:
     session_id = new_id()
     writer = ChainWriter(sink.create(session_id), clock or FrozenClock(NOON), session_id, new_id())
     payload = render({"agent_id": "a", "goal": "g"})
-    writer.write(Entry(new_id(), None, "session.started", payload, writer.now_us()))
+    writer.write(Draft(new_id(), None, "session.started", payload, writer.now_us()))
     return writer
 
 
-def note(writer: ChainWriter, message: str) -> Entry:
+def note(writer: ChainWriter, message: str) -> Draft:
     payload = render({"error_code": "note", "message": message})
-    return Entry(new_id(), None, "error.occurred", payload, writer.now_us())
+    return Draft(new_id(), None, "error.occurred", payload, writer.now_us())
 
 
 def verdict_on(writer: ChainWriter) -> Verdict:
@@ -133,6 +134,21 @@ def test_a_batch_is_all_or_nothing() -> None:
     assert messages(writer) == ["c", "d"]
     assert writer.write() == ()
     assert verdict_on(writer).intact
+
+
+def test_nothing_follows_the_last_event() -> None:
+    """Neither of another thread's, nor what is owed: a chain that goes on behind its end is broken."""
+    sink = MemorySink()
+    writer = started(sink)
+    ending = render({"reason": "completed"})
+    writer.write(Draft(new_id(), None, "session.ended", ending, writer.now_us()))
+    before = writer.end
+    for write in (writer.write, writer.write_or_owe):
+        with pytest.raises(EndedElsewhereError):
+            write(note(writer, "late"))
+    with pytest.raises(EndedElsewhereError):
+        writer.settle()
+    assert writer.end == before
 
 
 def test_what_is_owed_goes_first() -> None:

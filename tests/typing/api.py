@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import assert_type
 
 from cra_middleware import Answer, Pending, Runtime, Session, governed, verify
-from cra_middleware.approvals import State
+from cra_middleware.approvals.approval import State
 
 
 @governed("ticket.get")

@@ -10,6 +10,8 @@ from langchain.tools import InjectedState, InjectedStore, ToolRuntime
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, InjectedToolCallId
 
+from cra_middleware.enforcement import signature_of
+
 _NOT_ARGUMENTS = ("run_manager", "callbacks")  # LangChain takes these names for itself
 _INJECTED = (InjectedState, InjectedStore, InjectedToolCallId, ToolRuntime)
 
@@ -39,7 +41,7 @@ def arguments_of(
     LangChain puts its own objects under some names, so the body never gets what a model gives there.
     """
     shape = _shape(tool, run)
-    lost = {"run_manager", config_name(shape)} & set(inspect.signature(shape).parameters)
+    lost = {"run_manager", config_name(shape)} & set(signature_of(shape).parameters)
     names = (parameter.name for parameter in _named_parameters(body))
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     return {key: value for key, value in given.items() if key not in lost and not isinstance(value, ToolRuntime)}
@@ -73,7 +75,7 @@ def accepted(
     """The arguments for the inner tool's own ``_run`` or ``_arun``: config and run manager where it takes them."""
     shape = _shape(tool, run)
     given = dict(kwargs)
-    if "run_manager" in inspect.signature(shape).parameters:
+    if "run_manager" in signature_of(shape).parameters:
         given["run_manager"] = run_manager
     name = config_name(shape)
     if name is not None:
@@ -94,7 +96,7 @@ def _shape(tool: BaseTool, run: Callable[..., Any]) -> Callable[..., Any]:
 def _named_parameters(body: Any) -> list[inspect.Parameter]:
     return [
         parameter
-        for parameter in inspect.signature(body).parameters.values()
+        for parameter in signature_of(body).parameters.values()
         if parameter.name not in ("self", "cls") and parameter.kind is not parameter.VAR_KEYWORD
     ]
 

@@ -17,7 +17,7 @@ from cra_adapters.langchain.describe import schema_of
 from cra_adapters.langchain.inside import entered, entering
 from cra_adapters.langchain.interrupts import AskByInterrupt, can_interrupt
 from cra_middleware import CallRefused, Runtime, Session, enforcement
-from cra_middleware.enforcement import EnforcementPoint, GovernedCall, require
+from cra_middleware.enforcement import EnforcementPoint, GovernedCall, annotations_of, require, signature_of
 
 FRAMEWORK = "langchain"
 
@@ -150,11 +150,11 @@ class GovernedTool(BaseTool):
             return None
 
         def direct(*args: Any, **kwargs: Any) -> Any:
-            given = inspect.signature(fn).bind(*args, **kwargs).arguments
+            given = signature_of(fn).bind(*args, **kwargs).arguments
             return (self.arun if inspect.iscoroutinefunction(fn) else self.run)(given)
 
         direct.__wrapped__ = fn  # type: ignore[attr-defined]
-        direct.__annotations__ = getattr(fn, "__annotations__", {})
+        direct.__annotations__ = annotations_of(fn)
         return direct
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,7 +11,10 @@ from agents.lifecycle import RunHooksBase
 
 from cra_adapters.openai_agents.caller import Caller, Run
 from cra_adapters.openai_agents.pausing import BY
+from cra_middleware import CallRefused
 from cra_middleware.enforcement import EnforcementPoint
+
+_logger = logging.getLogger("cra_middleware")
 
 
 class GovernedHooks(RunHooks[Any]):
@@ -34,13 +38,22 @@ class GovernedHooks(RunHooks[Any]):
         await self._inner.on_agent_start(context, agent)
 
     async def on_llm_start(self, context: Any, agent: Any, system_prompt: str | None, input_items: list[Any]) -> None:
-        for item in input_items if self._stopped else ():
-            if not isinstance(item, dict) or item.get("type") != "function_call_output":
-                continue
-            if item.get("call_id") in self._stopped:  # where a question is open still, the SDK was told no
-                self._point.answer(item["call_id"], approved=False, by=BY, reason=str(item.get("output")))
+        if self._stopped:
+            self._withdraw(agent, input_items)
         self._stopped = set()
         await self._inner.on_llm_start(context, agent, system_prompt, input_items)
+
+    def _withdraw(self, agent: Any, input_items: list[Any]) -> None:
+        """Close the questions about stopped calls that have a result by now: where one is open, the SDK was told no."""
+        try:
+            session = Caller(self._point, agent.name or None).session()
+        except CallRefused as refusal:  # each call meets the same, and is refused
+            _logger.warning("the session of an interrupted run was not found: %s", refusal)
+            return
+        for item in input_items:
+            told = isinstance(item, dict) and item.get("type") == "function_call_output"
+            if told and item.get("call_id") in self._stopped:
+                self._point.withdraw(session, item["call_id"], by=BY, reason=str(item.get("output")))
 
     async def on_llm_end(self, context: Any, agent: Any, response: Any) -> None:
         _note_unknown(self._point, self._run, agent, response)

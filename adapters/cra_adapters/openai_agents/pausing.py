@@ -75,7 +75,7 @@ async def _asked(governed: GovernedTool, caller: Caller, read: Arguments, given:
     """Whether a question about the call was left for a person; the call itself is decided when it runs."""
     try:
         call = caller.call(governed, read(given), call_id, _Pausing())
-        if not call.session.would_wait(call.call):
+        if not await call.session.awould_wait(call.call):
             return False
         opened = await call.abegin()
         opened.raised(RuntimeError("nobody needs to be asked any more"))

@@ -4,6 +4,5 @@
 """
 
 from cra_middleware.server.pages.front import add_pages
-from cra_middleware.server.pages.visits import open_secret
 
-__all__ = ["add_pages", "open_secret"]
+__all__ = ["add_pages"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from cra_middleware.server.answering import Answering
 from cra_middleware.server.archive import Archive
 from cra_middleware.server.host import Host
+from cra_middleware.server.logins import Logins
 from cra_middleware.server.pages.hearing import Hearing
 from cra_middleware.server.pages.routes_approvals import add_approval_pages
 from cra_middleware.server.pages.routes_atlases import add_atlas_pages
@@ -15,9 +16,9 @@ from cra_middleware.server.pages.visits import Visits
 from cra_middleware.server.routing import Routes
 
 
-def add_pages(routes: Routes, host: Host, answering: Answering, archive: Archive, secret: bytes) -> None:
-    """The pages; ``secret`` signs what a browser is given when a person logs in."""
-    visits = Visits(routes.guard, secret, host.clock.wall_us)
+def add_pages(routes: Routes, host: Host, answering: Answering, archive: Archive, logins: Logins) -> None:
+    """The pages; ``logins`` keeps who is logged in."""
+    visits = Visits(routes.guard, logins, host.clock.wall_us)
     face = Face(host.clock, visits.is_open)
     hearing = Hearing(routes, visits, face)
     add_login_pages(hearing, face, visits)

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from cra_middleware.server.access import Caller
 from cra_middleware.server.faults import Fault, fault_of
 from cra_middleware.server.pages.showing import Face
-from cra_middleware.server.pages.visits import SECONDS, Ticket, Visits
+from cra_middleware.server.pages.visits import Ticket, Visits
 from cra_middleware.server.routing import PUBLIC, Routes, Rule, Said, check_origin, respond, said_of
 
 FORM_BYTES = 16 * 1024
@@ -98,7 +98,7 @@ class Hearing:
             if not is_data:
                 headers = {name: value for name, value in said.headers.items() if name == "retry-after"}
                 said = self._face.sorry(fault, headers)
-        return respond(said, close=data is None)
+        return respond(said, is_unread=data is None)
 
     def _turn(self, request: Request, rule: Rule, work: Work, data: bytes, is_data: bool) -> Said:
         check_origin(request, self._visits.is_open)
@@ -162,7 +162,7 @@ class Hearing:
         return Said(303, None, {"location": f"/login?next={quote(_here(request), safe='')}"})
 
     def _set_cookie(self, request: Request, ticket: Ticket | None) -> str:
-        value, age = ("", 0) if ticket is None else (self._visits.cookie(ticket), SECONDS)
+        value, age = ("", 0) if ticket is None else ticket
         secure = "; Secure" if request.url.scheme == "https" else ""
         return f"{_name(request)}={value}; Path=/; Max-Age={age}; HttpOnly; SameSite=Strict{secure}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from cra_middleware.approvals import Approval, Pending
+from cra_middleware.approvals.approval import Approval, Pending
 from cra_middleware.server.access import Caller, Role
 from cra_middleware.server.answering import Answering
 from cra_middleware.server.faults import Fault

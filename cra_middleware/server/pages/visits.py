@@ -1,156 +1,127 @@
-"""Who a browser is: a signed cookie that a key was exchanged for, and the token that each form of it carries.
+"""Who a browser is: a random cookie that a key or a token was exchanged for, and what each form of it carries.
 
-Nothing is kept but the logins that were ended. Several processes behave as one when they share the secret.
+The cookie says nothing. Who is logged in is kept under its digest; a browser that nobody has logged in with has one all
+the same, for its forms, and nothing is kept of it.
 """
 
 from __future__ import annotations
 
 import hmac
-import os
+import re
 import secrets
-import threading
 from collections.abc import Callable
-from contextlib import suppress
 from hashlib import sha256
-from pathlib import Path
 from typing import NamedTuple
 
-from cra_middleware.server.access import ANYONE, Caller, Guard
-from cra_middleware.server.faults import Fault, StoreError
+from cra_middleware.server.access import ANYONE, KEY_PREFIX, Caller, Guard
+from cra_middleware.server.faults import Fault
+from cra_middleware.server.logins import Login, Logins
 
 SECONDS = 8 * 3600
-"""How long a login counts: a working day."""
-MAX_ENDED = 10_000
-_SECRET_BYTES = 32
+"""How long a login counts at most: a working day."""
+_SECRET = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
 
 
 class Ticket(NamedTuple):
-    """What a cookie says."""
+    """A browser's cookie."""
 
-    holder: str
-    """The prefix of a key, or nothing while nobody is logged in."""
-    ends_us: int
-    nonce: str
+    secret: str
+    seconds: int = SECONDS
+    """How long the browser is to keep it."""
 
-    def text(self) -> str:
-        """What is signed."""
-        return f"{self.holder}.{self.ends_us}.{self.nonce}"
+    @property
+    def digest(self) -> str:
+        """What is kept of it."""
+        return _digest("visit", self.secret)
 
 
 class Visits:
     """Issues cookies and reads them. Safe under threads."""
 
-    def __init__(self, guard: Guard, secret: bytes, now_us: Callable[[], int]) -> None:
+    def __init__(self, guard: Guard, logins: Logins, now_us: Callable[[], int]) -> None:
         self._guard = guard
-        self._secret = secret
+        self._logins = logins
         self._now_us = now_us
-        self._lock = threading.Lock()
-        self._ended: dict[str, int] = {}
 
     @property
     def is_open(self) -> bool:
         """Whether nobody has to log in."""
         return self._guard.is_open
 
-    def login(self, key: str, address: str) -> Ticket:
-        """Exchange a person's key.
+    @property
+    def wanted(self) -> str:
+        """What a person has to show."""
+        kinds = (("key", self._guard.takes_keys), ("token", self._guard.takes_tokens))
+        return " or ".join(kind for kind, is_taken in kinds if is_taken) or "key"
+
+    def login(self, shown: str, address: str) -> Ticket:
+        """Exchange a person's key or token.
 
         Raises:
             Fault: when it does not count, is an agent's, or too many failed from this address.
         """
+        is_key = shown.startswith(KEY_PREFIX) or not self._guard.takes_tokens
+        kind = "key" if is_key else "token"
         try:
-            caller = self._guard.caller({"x-api-key": key}, address)
+            caller = self._guard.caller({"authorization": f"Bearer {shown}"}, address)
         except Fault as fault:
             if fault.code != "UNAUTHORIZED":
                 raise
-            raise Fault("UNAUTHORIZED", "this key does not count here") from None
+            raise Fault("UNAUTHORIZED", f"this {kind} does not count here") from None
         if "agent" in caller.roles:
-            raise Fault("FORBIDDEN", "this is an agent's key; a person needs one of its own")
-        return self._ticket(key[:12])
+            raise Fault("FORBIDDEN", f"this is an agent's {kind}; a person needs one of its own")
+        if not caller.roles:
+            raise Fault("FORBIDDEN", f"this {kind} has none of the roles that open this page")
+        now_us = self._now_us()
+        most_us = now_us + SECONDS * 1_000_000
+        ends_us = most_us if caller.ends_us is None else min(most_us, caller.ends_us)
+        if ends_us <= now_us:
+            raise Fault("UNAUTHORIZED", f"this {kind} does not count here")
+        ticket = Ticket(secrets.token_urlsafe(32), -((now_us - ends_us) // 1_000_000))
+        login = Login(ticket.digest, ends_us)
+        self._logins.add(login._replace(prefix=shown[:12]) if is_key else login._replace(caller=caller), now_us)
+        return ticket
 
     def issue(self) -> Ticket:
         """For somebody who has not logged in, or need not."""
-        return self._ticket("")
-
-    def cookie(self, ticket: Ticket) -> str:
-        """A ticket as the cookie's value."""
-        return f"{ticket.text()}.{self._sign('visit', ticket)}"
+        return Ticket(secrets.token_urlsafe(32))
 
     def read(self, cookie: str | None) -> Ticket | None:
-        """The ticket of a cookie; None when it is not ours, or counts no more."""
-        parts = (cookie or "").split(".")
-        if len(parts) != 4 or not (parts[1].isascii() and parts[1].isdigit() and len(parts[1]) < 20):
-            return None
-        ticket = Ticket(parts[0], int(parts[1]), parts[2])
-        if not _is_same(parts[3], self._sign("visit", ticket)):
-            return None
-        if self._now_us() >= ticket.ends_us or ticket.nonce in self._ended:
-            return None
-        return ticket
+        """The ticket of a cookie; None when it cannot be one of ours."""
+        return Ticket(cookie) if cookie is not None and _SECRET.fullmatch(cookie) else None
 
     def caller(self, ticket: Ticket | None) -> Caller | None:
-        """Who holds a ticket; None when nobody whom we know, or no more."""
+        """Who holds a ticket; None when nobody whom we know, or no more.
+
+        Raises:
+            LoginError: when that cannot be read now.
+        """
         if self.is_open:
             return ANYONE
-        caller = self._guard.known(ticket.holder) if ticket is not None and ticket.holder else None
+        login = None if ticket is None else self._logins.find(ticket.digest)
+        if login is None or self._now_us() >= login.ends_us:
+            return None
+        if login.caller is not None:
+            return login.caller if self._guard.believes(login.caller) else None
+        caller = self._guard.known(login.prefix)
         return None if caller is None or "agent" in caller.roles else caller
 
     def token(self, ticket: Ticket) -> str:
-        """What a form of this visit carries."""
-        return self._sign("form", ticket)
+        """What a form of this visit carries: nobody can make it who does not hold the cookie."""
+        return _digest("form", ticket.secret)
 
     def is_token(self, ticket: Ticket, given: str) -> bool:
         """Whether a form was made for this visit."""
-        return _is_same(given, self.token(ticket))
+        return hmac.compare_digest(given.encode(errors="replace"), self.token(ticket).encode())
 
     def end(self, ticket: Ticket) -> None:
-        """Make it count no more."""
-        now_us = self._now_us()
-        with self._lock:
-            self._ended[ticket.nonce] = ticket.ends_us
-            if len(self._ended) > MAX_ENDED:
-                self._ended = {nonce: ends_us for nonce, ends_us in self._ended.items() if ends_us > now_us}
+        """Make it count no more.
 
-    def _ticket(self, holder: str) -> Ticket:
-        return Ticket(holder, self._now_us() + SECONDS * 1_000_000, secrets.token_urlsafe(18))
-
-    def _sign(self, purpose: str, ticket: Ticket) -> str:
-        return hmac.new(self._secret, f"{purpose} {ticket.text()}".encode(errors="replace"), sha256).hexdigest()
+        Raises:
+            LoginError: when that cannot be kept; it counts as before.
+        """
+        self._logins.remove(ticket.digest)
 
 
-def open_secret(folder: Path | None) -> bytes:
-    """The secret that cookies are signed with: from a file in the server's folder, made when it is not there.
-
-    Raises:
-        StoreError: when it can be neither read nor made.
-    """
-    if folder is None:
-        return secrets.token_bytes(_SECRET_BYTES)
-    path = folder / "page-secret"
-    try:
-        with suppress(FileExistsError):
-            _make(path)
-        found = bytes.fromhex(path.read_text("ascii"))
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path} cannot be used: {error}") from error
-    if len(found) < _SECRET_BYTES:
-        raise StoreError(f"{path} holds less than {_SECRET_BYTES} bytes in hexadecimal digits")
-    return found
-
-
-def _make(path: Path) -> None:
-    """Written whole or not at all, and by one process only."""
-    if path.exists():
-        return
-    fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with open(handle, "w", encoding="ascii") as file:
-            file.write(secrets.token_hex(_SECRET_BYTES))
-        os.link(fresh, path)
-    finally:
-        os.unlink(fresh)
-
-
-def _is_same(one: str, other: str) -> bool:
-    return hmac.compare_digest(one.encode(errors="replace"), other.encode())
+def _digest(purpose: str, secret: str) -> str:
+    return sha256(f"cra {purpose} {secret}".encode()).hexdigest()

@@ -13,14 +13,14 @@ from pathlib import Path
 
 from cra_middleware.trace.entry import ENTRY_BYTES, Entry
 from cra_middleware.trace.note import MAX_NOTE_BYTES
-from cra_middleware.trace.sinks.files import failed, without_links
+from cra_middleware.trace.storage.files import failed, without_links
 from cra_middleware.trace.tree import Leaves
 
 FOLDER = "ledger"
 MAX_INBOX_BYTES = 100_000 * ENTRY_BYTES
 
 
-class Book:
+class LedgerBook:
     """The entries of one ledger, as they were when it was read."""
 
     def __init__(self, data: bytes) -> None:
@@ -72,14 +72,14 @@ class Book:
         return None
 
 
-def read_book(traces: Path) -> Book | None:
+def read_book(traces: Path) -> LedgerBook | None:
     """The ledger of a folder of traces, or None when it has none.
 
     Raises:
         SinkError: when it cannot be read.
     """
     data = _read(traces / FOLDER / "entries", None)
-    return None if data is None else Book(data)
+    return None if data is None else LedgerBook(data)
 
 
 def read_head(traces: Path) -> bytes | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cra_middleware._ids import is_id, new_id
 from cra_middleware.errors import SinkError
-from cra_middleware.trace.sinks.files import failed, without_links
+from cra_middleware.trace.storage.files import failed, without_links
 
 _SUFFIX = ".writer"
 _claims: weakref.WeakSet[Claims] = weakref.WeakSet()

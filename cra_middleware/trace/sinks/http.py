@@ -35,11 +35,11 @@ from pathlib import Path
 
 from cra_middleware.errors import SinkError
 from cra_middleware.trace.sink import Health, Query, SessionLog
-from cra_middleware.trace.sinks.files import failed
-from cra_middleware.trace.sinks.http_client import HttpClient, Later, Refused, Standing
+from cra_middleware.trace.sinks.http_client import Acknowledged, HttpClient, Later, Refused
 from cra_middleware.trace.sinks.http_log import HttpLog
 from cra_middleware.trace.sinks.jsonl import JsonlSink
 from cra_middleware.trace.sinks.outbox import Outbox
+from cra_middleware.trace.storage.files import failed
 from cra_middleware.trace.wakeup import Wakeup
 
 SPOOL_BYTES = 256 * 1024 * 1024
@@ -211,7 +211,7 @@ class HttpSink:
                 self._wait_a_little(reason, seconds)
             case Refused(reason):
                 box.fail(f"session {box.session_id} takes no more events: {reason}")
-            case Standing(events):
+            case Acknowledged(events):
                 self._pause, self._not_before, self.problem = 0.0, 0.0, ""
                 if events > max(box.written.events, batch.events):  # what is written may have been cut meanwhile
                     box.fail(

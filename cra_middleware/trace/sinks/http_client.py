@@ -38,7 +38,7 @@ class Batch(NamedTuple):
         return self.first + self.data.count(b"\n")
 
 
-class Standing(NamedTuple):
+class Acknowledged(NamedTuple):
     """The other side holds so many events of the session."""
 
     events: int
@@ -57,7 +57,7 @@ class Refused(NamedTuple):
     reason: str
 
 
-Answer: TypeAlias = Standing | Later | Refused
+Answer: TypeAlias = Acknowledged | Later | Refused
 
 
 class HttpClient:
@@ -125,7 +125,7 @@ class HttpClient:
             events = None
         if type(events) is not int or events < 0:
             return Refused(f'{self.place} answered {status} without {{"events": n}}: it is no receiver of traces')
-        return Standing(events)
+        return Acknowledged(events)
 
 
 def _checked(url: str) -> tuple[str, str]:

@@ -12,17 +12,21 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from cra_middleware import presence
 from cra_middleware._ids import is_id
 from cra_middleware.errors import ChainBroken, SinkError
+from cra_middleware.trace.ledger.backlog import Backlog, backlog_in
 from cra_middleware.trace.ledger.book import read_book
+from cra_middleware.trace.ledger.folder import FolderPlace
+from cra_middleware.trace.ledger.folder_lines import folder_tree
 from cra_middleware.trace.ledger.follower import LedgerFollower
-from cra_middleware.trace.ledger.session_tree import SessionTree
 from cra_middleware.trace.note import Signer
+from cra_middleware.trace.pruned import Pruned, PrunedError, pruned_file, read_pruned
 from cra_middleware.trace.query import select
 from cra_middleware.trace.sink import Health, Query, SessionLog
-from cra_middleware.trace.sinks.files import failed, make_folder
 from cra_middleware.trace.sinks.jsonl_log import JsonlLog
-from cra_middleware.trace.sinks.segments import (
+from cra_middleware.trace.storage.files import failed, make_folder
+from cra_middleware.trace.storage.segments import (
     Rotation,
     Segment,
     durable_events,
@@ -31,7 +35,7 @@ from cra_middleware.trace.sinks.segments import (
     segments_in,
     segments_of,
 )
-from cra_middleware.trace.sinks.syncer import Syncer
+from cra_middleware.trace.storage.syncer import Syncer
 
 SEGMENT_BYTES = 256 * 1024 * 1024
 """A session goes on in a new file when its file would grow beyond this."""
@@ -73,7 +77,7 @@ class JsonlSink:
             make_folder(self._folder)
         except OSError as error:
             raise failed(f"the trace folder {self._folder} cannot be made", error) from error
-        self._follower = None if signer is None else LedgerFollower(self._folder, signer, on_head)
+        self._follower = None if signer is None else LedgerFollower(FolderPlace(self._folder), signer, on_head)
 
     @property
     def folder(self) -> Path:
@@ -84,11 +88,15 @@ class JsonlSink:
         _check_id(session_id)
         if self._follower is not None:
             self._follower.check()
+        self._check_pruned(session_id)
         return self._open([segment(self._folder, session_id, 0)], 0, is_new=True)
 
     def reopen(self, session_id: str, /) -> SessionLog:
         _check_id(session_id)
-        files = segments_of(self._folder, session_id) or [segment(self._folder, session_id, 0)]
+        files = segments_of(self._folder, session_id)
+        if not files:
+            self._check_pruned(session_id)
+            files = [segment(self._folder, session_id, 0)]
         log = self._open(files, durable_events(self._folder, session_id), is_new=False)
         if segments_of(self._folder, session_id) != files:  # another writer went on before this one had the lock
             log.close()
@@ -107,6 +115,7 @@ class JsonlSink:
         _check_id(session_id)
         files = segments_of(self._folder, session_id)
         if not files:
+            self._check_pruned(session_id)
             raise SinkError(f"{self._folder} holds no session {session_id}")
         return read_segments(files)
 
@@ -118,6 +127,8 @@ class JsonlSink:
         return sum(line.endswith(b"\n") for line in read_segments(segments_of(self._folder, session_id)))
 
     def health(self) -> Health:
+        if self._follower is not None and self._follower.alarm is not None:
+            return Health(False, self._follower.alarm)
         if not os.access(self._folder, os.W_OK | os.X_OK):
             return Health(False, f"{self._folder} cannot be written; check who may write there")
         try:
@@ -127,10 +138,36 @@ class JsonlSink:
         free = space.f_bavail * space.f_frsize
         return Health(free > 1 << 20, f"{self._folder} can be written; {free >> 20} MiB are free")
 
+    def backlog(self) -> Backlog | None:
+        """What waits for a signed head, from all processes that write here; None where this one signs none.
+
+        Raises:
+            SinkError: when it cannot be read.
+        """
+        return None if self._follower is None else backlog_in(self._folder).and_also(self._follower.backlog())
+
+    def read_pruned(self, session_id: str, /) -> Pruned | None:
+        """What is kept of a session's first events, where they were pruned.
+
+        Raises:
+            SinkError: when it cannot be read.
+        """
+        _check_id(session_id)
+        return read_pruned(self._folder, session_id)
+
     def close(self) -> None:
         self._syncer.stop()
         if self._follower is not None:
             self._follower.close()
+
+    def _check_pruned(self, session_id: str) -> None:
+        path = pruned_file(self._folder, session_id)
+        try:
+            is_pruned = presence.exists(path)
+        except OSError as error:
+            raise failed(f"{path} cannot be looked at", error) from error
+        if is_pruned:
+            raise PrunedError(session_id)
 
     def _check_signed(self, session_id: str) -> None:
         """Damage below a signed head is no crash's."""
@@ -141,7 +178,7 @@ class JsonlSink:
             raise ChainBroken(f"the ledger in {self._folder} holds something else than entries ({error})") from error
         if entry is None:
             return
-        tree = SessionTree(self._folder, session_id)
+        tree = folder_tree(self._folder, session_id)
         tree.grow(entry.size)
         if tree.entry() != entry:
             raise ChainBroken(

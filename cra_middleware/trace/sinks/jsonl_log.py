@@ -23,7 +23,7 @@ from cra_middleware._fork import tell_child
 from cra_middleware.errors import SinkError
 from cra_middleware.trace.query import is_end
 from cra_middleware.trace.sink import Torn
-from cra_middleware.trace.sinks.files import (
+from cra_middleware.trace.storage.files import (
     failed,
     let_go,
     move_tail,
@@ -37,8 +37,8 @@ from cra_middleware.trace.sinks.files import (
     sync_folder,
     write_locked,
 )
-from cra_middleware.trace.sinks.following import Follower
-from cra_middleware.trace.sinks.segments import (
+from cra_middleware.trace.storage.following import Follower
+from cra_middleware.trace.storage.segments import (
     DURABLE,
     Rotation,
     Segment,
@@ -49,7 +49,7 @@ from cra_middleware.trace.sinks.segments import (
     segments_of,
     sizes_before_last,
 )
-from cra_middleware.trace.sinks.syncer import Syncer
+from cra_middleware.trace.storage.syncer import Syncer
 
 _logger = logging.getLogger("cra_middleware.trace")
 

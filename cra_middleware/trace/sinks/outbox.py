@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from cra_middleware.trace.profiles import MAX_LINE_BYTES
 from cra_middleware.trace.query import place_of
-from cra_middleware.trace.sinks.files import failed, without_links
 from cra_middleware.trace.sinks.http_client import Batch
-from cra_middleware.trace.sinks.segments import DURABLE, read_segments, segments_of, sizes_before_last
+from cra_middleware.trace.storage.files import failed, without_links
+from cra_middleware.trace.storage.segments import DURABLE, read_segments, segments_of, sizes_before_last
 
 SENT = ".sent"
 _NOTE = re.compile(rb"(\d{20}) (\d{20})\n", re.ASCII)

@@ -23,6 +23,21 @@ CREATE TABLE cra_torn (
     number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, session integer NOT NULL REFERENCES cra_sessions,
     place bigint NOT NULL, line bytea NOT NULL);
 """
+_LEDGER = """
+CREATE TABLE cra_ledger_entries (place bigint PRIMARY KEY, entry bytea NOT NULL CHECK (length(entry) = 88));
+CREATE INDEX cra_ledger_by_session ON cra_ledger_entries (substr(entry, 1, 16), place);
+CREATE TABLE cra_ledger_head (one boolean PRIMARY KEY DEFAULT true CHECK (one), note bytea);
+INSERT INTO cra_ledger_head DEFAULT VALUES;
+CREATE TABLE cra_ledger_inbox (
+    number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, entries bytea NOT NULL);
+"""
+# Without a reference: to make one waits for every append that is under way.
+_PRUNED = """
+CREATE TABLE cra_pruned (session integer PRIMARY KEY, hashes bytea NOT NULL);
+"""
+_ASKED = """
+ALTER TABLE cra_ledger_inbox ADD COLUMN asked timestamptz NOT NULL DEFAULT now();
+"""
 _PAGE_BYTES, _PAGE_ROWS = 1 << 20, 500
 
 
@@ -31,15 +46,17 @@ def _failed(message: str, passes: bool) -> SinkError:
 
 
 class PostgresLink(PostgresDatabase):
-    """One connection, for one thread at a time; what fails is a ``SinkError``, transient when waiting may help."""
+    """What fails is a ``SinkError``, transient when waiting may help."""
 
-    def __init__(self, conninfo: str, timeout_seconds: float) -> None:
+    def __init__(self, conninfo: str, timeout_seconds: float, connections: int = 1) -> None:
         """Connect, and make the tables where there are none.
 
         Raises:
             SinkError: when psycopg is not installed, or the database cannot be used.
+            ValueError: when there are no connections.
         """
-        super().__init__(conninfo, timeout_seconds, Layout("cra_layout", (_TABLES,)), _failed)
+        layout = Layout("cra_layout", (_TABLES, _LEDGER, _PRUNED, _ASKED))
+        super().__init__(conninfo, timeout_seconds, layout, _failed, connections=connections)
 
     def lock(self, connection: Connection, number: int) -> bool:
         """Take the sign of life of session ``number``; whether nobody else has it, after a moment's wait.
@@ -54,6 +71,10 @@ class PostgresLink(PostgresDatabase):
             return False
         return True
 
+    def is_locked(self, connection: Connection, number: int) -> bool:
+        """Whether somebody has it; if nobody has, nobody gets it before this transaction is over."""
+        return connection.execute(f"SELECT pg_try_advisory_xact_lock({_KEY})", (number,)).fetchone() != (True,)
+
     def unlock(self, connection: Connection, number: int) -> None:
         """Give it up."""
         connection.execute(f"SELECT pg_advisory_unlock({_KEY})", (number,))
@@ -65,7 +86,7 @@ class PostgresLink(PostgresDatabase):
             SinkError: when they cannot be read.
         """
         while True:
-            with self.transaction() as connection:
+            with self.statements() as connection:
                 page = connection.execute(
                     "SELECT place, line FROM ("
                     "SELECT place, line, sum(length(line)) OVER (ORDER BY place) - length(line) AS before FROM ("

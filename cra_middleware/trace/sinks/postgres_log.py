@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING
 from cra_middleware.errors import SinkError
 from cra_middleware.trace.sink import Torn
 from cra_middleware.trace.sinks.postgres_link import PostgresLink, as_bytes, as_number
-from cra_middleware.trace.sinks.rows import Row, lines_of, rows_of
+from cra_middleware.trace.sinks.postgres_rows import INSERT, ROWS, row_values
+from cra_middleware.trace.storage.following import Follower
+from cra_middleware.trace.storage.rows import Row, lines_of, rows_of
 
 if TYPE_CHECKING:
     from cra_middleware._postgres import Connection
 
-_ROWS = "unnest(%s::bigint[], %s::bigint[], %s::text[], %s::bytea[]) AS rows (place, sequence, event_type, line)"
-_COLUMNS = "INSERT INTO cra_lines (session, place, sequence, event_type, line)"
 _APPEND = (
     "WITH writer AS (UPDATE cra_sessions SET size = %s, events = %s "
     "WHERE number = %s AND writer = %s AND size = %s RETURNING number) "
-    f"{_COLUMNS} SELECT writer.number, rows.* FROM writer, {_ROWS}"
+    f"{INSERT} SELECT writer.number, rows.* FROM writer, {ROWS}"
 )
 
 
@@ -32,7 +32,14 @@ class PostgresLog:
     witnessed_events = 0
 
     def __init__(
-        self, link: PostgresLink, number: int, session_id: str, writer: str, durable: int | None = None
+        self,
+        link: PostgresLink,
+        number: int,
+        session_id: str,
+        writer: str,
+        durable: int | None = None,
+        *,
+        follower: Follower | None = None,
     ) -> None:
         self.number = number
         self._link = link
@@ -44,6 +51,7 @@ class PostgresLog:
         self._pid = os.getpid()
         self._turn = threading.Lock()
         self._locked_in = link.generation
+        self._follower = follower
 
     def append(self, offset: int, data: bytes, events: int, /) -> None:
         self._check()
@@ -52,6 +60,8 @@ class PostgresLog:
             if not (rows and self._append_at_end(offset, rows, len(data), events)):
                 self._append_after_a_cut(offset, rows, len(data), events)
             self.durable_events = events
+            if self._follower is not None:
+                self._follower.durable(self._session_id, events, len(rows))
 
     def lines(self) -> Iterator[bytes]:
         return lines_of(self._link.pieces(self.number))
@@ -88,6 +98,8 @@ class PostgresLog:
         was_open, self.is_open = self.is_open, False
         if not was_open or os.getpid() != self._pid:
             return
+        if self._follower is not None:
+            self._follower.ended(self._session_id)
         # Where the server is away, the lock goes with the connection.
         with suppress(SinkError), self._turn, self._link.transaction() as connection:
             connection.execute(
@@ -103,7 +115,7 @@ class PostgresLog:
             if self._locked_in != self._link.generation:  # it was opened again just now
                 return False
             done = connection.execute(
-                _APPEND, (offset + size, events, self.number, self._writer, offset, *_columns(rows))
+                _APPEND, (offset + size, events, self.number, self._writer, offset, *row_values(rows))
             )
             return done.rowcount == len(rows)
 
@@ -115,7 +127,7 @@ class PostgresLog:
                 raise SinkError(f"session {self._session_id} ends at byte {end}; nothing can be written at {offset}")
             self._drop(connection, offset)
             if rows:
-                connection.execute(f"{_COLUMNS} SELECT %s, rows.* FROM {_ROWS}", (self.number, *_columns(rows)))
+                connection.execute(f"{INSERT} SELECT %s, rows.* FROM {ROWS}", (self.number, *row_values(rows)))
             connection.execute(
                 "UPDATE cra_sessions SET size = %s, events = %s WHERE number = %s",
                 (offset + size, events, self.number),
@@ -147,7 +159,3 @@ class PostgresLog:
             "(SELECT max(place) FROM cra_lines WHERE session = %s) AND place + length(line) > %s",
             (offset, self.number, self.number, offset),
         )
-
-
-def _columns(rows: list[Row]) -> tuple[list[object], ...]:
-    return tuple(list(column) for column in zip(*rows, strict=True))

@@ -13,15 +13,16 @@ from hashlib import sha256
 from cra_middleware.errors import SinkError
 from cra_middleware.trace.sink import MovedError, Torn
 from cra_middleware.trace.sinks.postgres_link import PostgresLink, as_number
-from cra_middleware.trace.sinks.rows import lines_of, rows_of
+from cra_middleware.trace.sinks.postgres_rows import INSERT, ROWS, row_values
+from cra_middleware.trace.storage.following import Follower
+from cra_middleware.trace.storage.rows import lines_of, rows_of
 
 SHARED = "shared"
 """Stands where the name of the one writer stands otherwise."""
 _APPEND = (
     "WITH writer AS (UPDATE cra_sessions SET size = %s, events = %s "
     "WHERE number = %s AND writer = %s AND size = %s RETURNING number) "
-    "INSERT INTO cra_lines (session, place, sequence, event_type, line) SELECT writer.number, rows.* FROM writer, "
-    "unnest(%s::bigint[], %s::bigint[], %s::text[], %s::bytea[]) AS rows (place, sequence, event_type, line)"
+    f"{INSERT} SELECT writer.number, rows.* FROM writer, {ROWS}"
 )
 
 
@@ -30,7 +31,9 @@ class PostgresSharedLog:
 
     witnessed_events = 0
 
-    def __init__(self, link: PostgresLink, number: int, session_id: str, events: int = 0) -> None:
+    def __init__(
+        self, link: PostgresLink, number: int, session_id: str, events: int = 0, *, follower: Follower | None = None
+    ) -> None:
         self.number = number
         self.is_open = True
         self.noted_durable: int | None = events
@@ -38,6 +41,7 @@ class PostgresSharedLog:
         self._link = link
         self._session_id = session_id
         self._pid = os.getpid()
+        self._follower = follower
 
     def append(self, offset: int, data: bytes, events: int, /) -> None:
         self._check()
@@ -45,9 +49,8 @@ class PostgresSharedLog:
         if not rows:
             return
         with self._link.statements() as connection:
-            columns = (list(column) for column in zip(*rows, strict=True))
             done = connection.execute(
-                _APPEND, (offset + len(data), events, self.number, SHARED, offset, *columns)
+                _APPEND, (offset + len(data), events, self.number, SHARED, offset, *row_values(rows))
             ).rowcount
             if done != len(rows):
                 found = connection.execute(
@@ -60,6 +63,8 @@ class PostgresSharedLog:
                 raise SinkError(f"session {self._session_id} ends before byte {offset}: what was kept is gone")
             raise MovedError(f"others have written to session {self._session_id}")
         self.durable_events = events
+        if self._follower is not None:
+            self._follower.durable(self._session_id, events, len(rows))
 
     def lines(self) -> Iterator[bytes]:
         return self.lines_from(0)
@@ -79,7 +84,9 @@ class PostgresSharedLog:
         pass  # what was committed is durable
 
     def close(self) -> None:
-        self.is_open = False
+        was_open, self.is_open = self.is_open, False
+        if was_open and self._follower is not None and os.getpid() == self._pid:
+            self._follower.ended(self._session_id)
 
     def _check(self) -> None:
         if os.getpid() != self._pid:

@@ -16,15 +16,19 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from sqlite3 import Connection
 
 from cra_middleware._ids import is_id
 from cra_middleware.errors import SinkError
+from cra_middleware.trace.pruned import WRITER as PRUNED
+from cra_middleware.trace.pruned import Pruned, PrunedError
 from cra_middleware.trace.sink import Health, Query, SessionLog
 from cra_middleware.trace.sinks.claims import Claims
-from cra_middleware.trace.sinks.rows import lines_of
 from cra_middleware.trace.sinks.sqlite_log import SqliteLog
+from cra_middleware.trace.sinks.sqlite_pruning import last_lines, prune, pruned_ids, read_pruned
 from cra_middleware.trace.sinks.sqlite_store import SqliteStore, Wanted
-from cra_middleware.trace.sinks.syncer import Syncer
+from cra_middleware.trace.storage.rows import lines_of
+from cra_middleware.trace.storage.syncer import Syncer
 
 
 class SqliteSink:
@@ -59,6 +63,7 @@ class SqliteSink:
         writer = self._new_writer()
         with self._store.writing() as connection:
             if connection.execute("SELECT 1 FROM sessions WHERE session_id = ?", (session_id,)).fetchone():
+                self._find(connection, session_id)
                 raise SinkError(f"session {session_id} is already in {self._path}; resume it instead")
             number = connection.execute(
                 "INSERT INTO sessions (session_id, writer, durable) VALUES (?, ?, 0)", (session_id, writer)
@@ -77,6 +82,8 @@ class SqliteSink:
             if row is None:
                 raise SinkError(f"{self._path} holds no session {session_id}")
             number, before, durable = row
+            if before == PRUNED:
+                raise PrunedError(session_id)
             if before is not None and self._is_writing(before):
                 raise SinkError(f"session {session_id} has another writer: one process writes a session at a time")
             connection.execute("UPDATE sessions SET writer = ? WHERE number = ?", (writer, number))
@@ -84,7 +91,9 @@ class SqliteSink:
 
     def session_ids(self) -> list[str]:
         with self._store.reading() as connection:
-            found = connection.execute("SELECT CAST(session_id AS TEXT) FROM sessions ORDER BY session_id").fetchall()
+            found = connection.execute(
+                "SELECT CAST(session_id AS TEXT) FROM sessions WHERE writer IS NOT ? ORDER BY session_id", (PRUNED,)
+            ).fetchall()
         return [name for (name,) in found if is_id(name)]
 
     def lines(self, session_id: str, /) -> Iterator[bytes]:
@@ -119,6 +128,39 @@ class SqliteSink:
         free = space.f_bavail * space.f_frsize
         return Health(free > 1 << 20, f"{self._path} can be written; {free >> 20} MiB are free")
 
+    def pruned_ids(self) -> list[str]:
+        """The sessions that were pruned.
+
+        Raises:
+            SinkError: when they cannot be read.
+        """
+        return pruned_ids(self._store)
+
+    def read_pruned(self, session_id: str, /) -> Pruned | None:
+        """What is kept of a session that was pruned, or None.
+
+        Raises:
+            SinkError: when it cannot be read.
+        """
+        return read_pruned(self._store, session_id)
+
+    def last_lines(self) -> Iterator[tuple[str, bytes]]:
+        """Every session that was not pruned, with its last line.
+
+        Raises:
+            SinkError: when they cannot be read.
+        """
+        return last_lines(self._store)
+
+    def prune(self, session_id: str, pruned: Pruned, /) -> str | None:
+        """Put hashes in the place of a session, in one transaction; or why it stays as it is.
+
+        Raises:
+            PrunedError: when another process has done so.
+            SinkError: when it cannot be done.
+        """
+        return prune(self._store, session_id, pruned, self._is_writing)
+
     def close(self) -> None:
         self._syncer.stop()
         with suppress(SinkError):  # every log has said so itself
@@ -146,9 +188,16 @@ class SqliteSink:
     def _number(self, session_id: str) -> int:
         _check_id(session_id)
         with self._store.reading() as connection:
-            row = connection.execute("SELECT number FROM sessions WHERE session_id = ?", (session_id,)).fetchone()
+            return self._find(connection, session_id)
+
+    def _find(self, connection: Connection, session_id: str) -> int:
+        row = connection.execute(
+            "SELECT CAST(number AS INTEGER), writer FROM sessions WHERE session_id = ?", (session_id,)
+        ).fetchone()
         if row is None:
             raise SinkError(f"{self._path} holds no session {session_id}")
+        if row[1] == PRUNED:
+            raise PrunedError(session_id)
         return int(row[0])
 
 

@@ -11,9 +11,9 @@ from sqlite3 import Connection
 
 from cra_middleware.errors import SinkError
 from cra_middleware.trace.sink import Torn
-from cra_middleware.trace.sinks.rows import lines_of, rows_of
 from cra_middleware.trace.sinks.sqlite_store import Mark, SqliteStore
-from cra_middleware.trace.sinks.syncer import Syncer
+from cra_middleware.trace.storage.rows import lines_of, rows_of
+from cra_middleware.trace.storage.syncer import Syncer
 
 _UNKNOWN = -1
 

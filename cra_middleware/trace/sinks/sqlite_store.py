@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 from cra_middleware._sqlite_file import SqliteFile
 from cra_middleware.errors import SinkError
 from cra_middleware.trace.sink import Query
-from cra_middleware.trace.sinks.files import sync_data, sync_folder
+from cra_middleware.trace.storage.files import sync_data, sync_folder
 
 _SCHEMA = """
 CREATE TABLE sessions (
@@ -28,7 +28,9 @@ CREATE TABLE lines (
 CREATE UNIQUE INDEX by_place ON lines (session, place);
 CREATE INDEX by_type ON lines (session, event_type, place);
 CREATE TABLE torn (session INTEGER NOT NULL, place INTEGER NOT NULL, line BLOB NOT NULL)"""
-_VERSION = 7001
+_PRUNED = """
+CREATE TABLE pruned (session INTEGER PRIMARY KEY, hashes BLOB NOT NULL)"""
+_VERSION = 7002
 """Of the tables. The other files of this package count from 1, and must not be taken for this one."""
 _PAGE_BYTES = 1 << 20
 _CHECKPOINT_BYTES = 4 << 20
@@ -77,10 +79,11 @@ class SqliteStore:
         self._begin()
         opened = partial(
             SqliteFile,
-            *(path, _SCHEMA, _VERSION, timeout_seconds, SinkError),
+            *(path, f"{_SCHEMA};{_PRUNED}", _VERSION, timeout_seconds, SinkError),
             survives_power_loss=False,
             passing_error=partial(SinkError, is_transient=True),
             checkpoints=False,
+            upgrades=(_PRUNED,),
         )
         self._front, self._behind = opened(), opened()
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from cra_middleware.trace.ledger.folder import FolderPlace
+from cra_middleware.trace.ledger.folder_lines import folder_tree
 from cra_middleware.trace.ledger.follower import LedgerFollower
-from cra_middleware.trace.ledger.owner import Owner, take_lock
+from cra_middleware.trace.ledger.owner import Owner
 from cra_middleware.trace.ledger.session_tree import SessionTree
 from cra_middleware.trace.note import Signer
 from tests.trace.forge import lines_of, write_trace
@@ -37,7 +39,7 @@ def session_of(trace: Path) -> str:
 
 def tree_of(trace: Path, size: int | None = None) -> SessionTree:
     """The tree of a session's first events; of all of them by default."""
-    tree = SessionTree(trace.parent, session_of(trace))
+    tree = folder_tree(trace.parent, session_of(trace))
     tree.grow(len(lines_of(trace)) if size is None else size)
     return tree
 
@@ -65,12 +67,17 @@ class Owners:
     def new(self, signer: Signer = SIGNER) -> Owner:
         """As a new process would be it; the last one lets go before."""
         self.close()
-        lock = take_lock(self._folder / "ledger")
-        assert lock is not None
+        place = FolderPlace(self._folder)
+        hold = place.take()
+        assert hold is not None
         trees: dict[str, SessionTree] = {}
-        self._last = Owner(
-            self._folder, lock, signer, lambda name: trees.setdefault(name, SessionTree(self._folder, name))
-        )
+        try:
+            self._last = Owner(
+                place, hold, signer, lambda name: trees.setdefault(name, folder_tree(self._folder, name))
+            )
+        except BaseException:
+            hold.close()
+            raise
         return self._last
 
     def close(self) -> None:

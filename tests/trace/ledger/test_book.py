@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cra_middleware.errors import SinkError
 from cra_middleware.trace.entry import ENTRY_BYTES, Entry
-from cra_middleware.trace.ledger.book import MAX_INBOX_BYTES, Book, read_book, read_head, read_inbox_file
+from cra_middleware.trace.ledger.book import MAX_INBOX_BYTES, LedgerBook, read_book, read_head, read_inbox_file
 from cra_middleware.trace.note import MAX_NOTE_BYTES
 from cra_middleware.trace.tree import Leaves
 
@@ -30,7 +30,7 @@ def packed(*entries: Entry) -> bytes:
 def test_entries_in_their_order() -> None:
     """As many as there are whole ones, and their tree."""
     entries = [entry(0, 1), entry(1, 4), entry(0, 9)]
-    book = Book(packed(*entries))
+    book = LedgerBook(packed(*entries))
     leaves = Leaves()
     for item in entries:
         leaves.append(item.leaf())
@@ -41,7 +41,7 @@ def test_entries_in_their_order() -> None:
 @pytest.mark.parametrize("torn", [1, 87])
 def test_a_torn_entry_does_not_count(torn: int) -> None:
     """What was cut short at the end is told by its bytes only."""
-    book = Book(packed(entry(0, 1), entry(1, 2))[: ENTRY_BYTES + torn])
+    book = LedgerBook(packed(entry(0, 1), entry(1, 2))[: ENTRY_BYTES + torn])
     assert (len(book), list(book)) == (1, [entry(0, 1)])
     assert book.last_about(IDS[1]) is None
 
@@ -49,7 +49,7 @@ def test_a_torn_entry_does_not_count(torn: int) -> None:
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 9)), max_size=12))
 def test_the_last_entry_about_a_session(rows: list[tuple[int, int]]) -> None:
     """It is the one nearest to the end, for every session."""
-    book = Book(packed(*(entry(*row) for row in rows)))
+    book = LedgerBook(packed(*(entry(*row) for row in rows)))
     for number, session_id in enumerate(IDS):
         sizes = [size for session, size in rows if session == number]
         found = book.last_about(session_id)
@@ -60,13 +60,13 @@ def test_an_id_inside_of_another_entry() -> None:
     """The bytes of an id inside of hashes are no entry about it."""
     inside = bytes.fromhex(IDS[0].replace("-", ""))
     hostile = Entry(IDS[1], 2, (inside * 2).hex(), inside + inside)
-    assert Book(packed(hostile)).last_about(IDS[0]) is None
-    assert Book(packed(entry(0, 3), hostile)).last_about(IDS[0]) == entry(0, 3)
+    assert LedgerBook(packed(hostile)).last_about(IDS[0]) is None
+    assert LedgerBook(packed(entry(0, 3), hostile)).last_about(IDS[0]) == entry(0, 3)
 
 
 def test_bytes_that_are_no_entry() -> None:
     """A size of 0 is no entry's: whoever looks at it hears so."""
-    book = Book(packed(entry(0, 1)) + bytes.fromhex(IDS[1].replace("-", "")) + bytes(72))
+    book = LedgerBook(packed(entry(0, 1)) + bytes.fromhex(IDS[1].replace("-", "")) + bytes(72))
     with pytest.raises(ValueError, match="not 0"):
         list(book)
     with pytest.raises(ValueError, match="not 0"):
@@ -116,4 +116,4 @@ def test_what_is_no_plain_file(tmp_path: Path, read: Callable[[Path], object]) -
     place.unlink()
     os.mkfifo(place)
     found = read(tmp_path)
-    assert found == b"" or (isinstance(found, Book) and len(found) == 0)
+    assert found == b"" or (isinstance(found, LedgerBook) and len(found) == 0)

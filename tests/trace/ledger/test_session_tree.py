@@ -14,7 +14,7 @@ from cra_middleware import Atlas, Runtime
 from cra_middleware.errors import ChainBroken, SinkError
 from cra_middleware.trace.entry import Entry, event_leaf
 from cra_middleware.trace.event import GENESIS
-from cra_middleware.trace.ledger.session_tree import SessionTree
+from cra_middleware.trace.ledger.folder_lines import folder_tree
 from cra_middleware.trace.sinks.jsonl import JsonlSink
 from cra_middleware.trace.tree import EMPTY_ROOT, Frontier
 from tests.conftest import manifest
@@ -33,7 +33,7 @@ def expected(lines: list[bytes], session_id: str) -> Entry:
 
 def test_nothing_was_read(tmp_path: Path) -> None:
     """An empty tree has the root of nothing; growing to 0 reads nothing."""
-    tree = SessionTree(tmp_path / "nowhere", "s")
+    tree = folder_tree(tmp_path / "nowhere", "s")
     tree.grow(0)
     assert tree.entry() == Entry("s", 0, GENESIS, EMPTY_ROOT)
 
@@ -49,7 +49,7 @@ def test_grown_in_any_steps(tmp_path_factory: pytest.TempPathFactory, data: st.D
         surplus = data.draw(st.integers(0, 2))  # what a failed disk left behind stands again in the next
         name = f"{session_id}.{first}" if first else session_id
         (folder / f"{name}.trace.jsonl").write_bytes(b"".join(lines[first : following + surplus]))
-    tree = SessionTree(folder, session_id)
+    tree = folder_tree(folder, session_id)
     for size in sorted(data.draw(st.lists(st.integers(1, len(lines)), min_size=1, max_size=4))):
         tree.grow(size)
         assert (tree.size, tree.entry()) == (size, expected(lines[:size], session_id))
@@ -88,7 +88,7 @@ def test_a_session_that_goes_on_in_a_new_file(folder: Path) -> None:
     sink = JsonlSink(folder, segment_bytes=2000)
     with Runtime(Atlas.from_dict(manifest()), trace=sink) as runtime:
         session = runtime.session()
-        tree = SessionTree(folder, session.id)
+        tree = folder_tree(folder, session.id)
         for number in range(12):
             session.call("ticket.get", lambda n: n, number)
             tree.grow(sink.count(session.id))
@@ -150,7 +150,7 @@ def test_lines_that_do_not_go_on(trace: Path, damage: Callable[[bytes], bytes]) 
     lines = lines_of(trace)
     lines[2] = damage(lines[2])
     trace.write_bytes(b"".join(lines))
-    tree = SessionTree(trace.parent, session_of(trace))
+    tree = folder_tree(trace.parent, session_of(trace))
     with pytest.raises(ChainBroken, match=r"does not go on from event [23]: it was changed"):
         tree.grow(len(lines))
     assert tree.size in (2, 3)
@@ -163,11 +163,11 @@ def test_what_is_no_plain_file(trace: Path) -> None:
     trace.rename(aside)
     trace.symlink_to(aside)
     with pytest.raises(SinkError, match="cannot be read"):
-        SessionTree(trace.parent, session_id).grow(1)
+        folder_tree(trace.parent, session_id).grow(1)
     trace.unlink()
     os.mkfifo(trace)
     with pytest.raises(SinkError, match=r"cannot be read: .* not seekable"):
-        SessionTree(trace.parent, session_id).grow(1)
+        folder_tree(trace.parent, session_id).grow(1)
 
 
 def test_a_line_without_an_end(trace: Path) -> None:
@@ -175,4 +175,4 @@ def test_a_line_without_an_end(trace: Path) -> None:
     with trace.open("wb") as file:
         file.truncate(1 << 33)
     with pytest.raises(ChainBroken, match="has 0 events where 1 were written"):
-        SessionTree(trace.parent, session_of(trace)).grow(1)
+        folder_tree(trace.parent, session_of(trace)).grow(1)
