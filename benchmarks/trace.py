@@ -169,7 +169,7 @@ def generate(folder: Path, events: int) -> Path:
             call = new_id()
             add(
                 "action.requested",
-                requested("ticket.get", call, "0" * 64, ID, "tool", None, None, None, None),
+                requested("ticket.get", call, "0" * 64, ID, "tool", None, None, None, None, None),
                 sequence,
             )
             add("action.approved", approved("ticket.get", call, ID, "allow"), sequence + 1)

@@ -71,6 +71,8 @@ class Attempt:
     """Others had time to run since its arguments were looked at."""
     is_unrecorded: bool = False
     """Something of it is missing in the trace, and so must be what would follow."""
+    only_if: Callable[[], None] | None = None
+    """Raises when it must not be decided here any more; asked before anything of it is kept."""
     over: bool = False
     """The end of the session has recorded its outcome: nothing may follow."""
 
@@ -99,6 +101,7 @@ class Attempt:
             call.tool_call_id,
             call.agent_name,
             self.operation.traceparent,
+            call.request_key,
             text.decode() if full else None,
         )
         self._note("action.requested", payload, self.requested_us)
@@ -180,6 +183,7 @@ class Attempt:
             call.tool_call_id,
             call.agent_name,
             self.parameters_hash,
+            call.request_key,
             now_us,
         )
 

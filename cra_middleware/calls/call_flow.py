@@ -24,6 +24,7 @@ from cra_middleware.calls.setting import Identity, Resolved, Setting
 from cra_middleware.carp.call import Allow, Ask, Deny, ToolCall
 from cra_middleware.errors import CallRefused, SessionEnded
 from cra_middleware.interceptor import AskApproval, Closed, Flow, Raised, Returned, RunTool, Wait, finish_waiting
+from cra_middleware.open_call import OpenCall
 from cra_middleware.trace.event import Event, Sealed
 from cra_middleware.trace.let_run import LetRun, Told, Untold
 from cra_middleware.trace.writer import ChainWriter
@@ -61,17 +62,24 @@ class CallPath:
         return self._under_way.is_busy
 
     def flow(
-        self, call: ToolCall, body: object = None, *, stream: bool = False, approver: Approver | None = None
+        self,
+        call: ToolCall,
+        body: object = None,
+        *,
+        stream: bool = False,
+        approver: Approver | None = None,
+        only_if: Callable[[], None] | None = None,
     ) -> Flow:
         """The path of one call.
 
         ``body`` is the governed function that an adapter wraps, if there is one; ``approver`` is asked when the
-        runtime has none.
+        runtime has none; ``only_if`` raises when the call must not be decided here any more.
 
         Raises:
             CallRefused: when the tool must not run, or its decision cannot be recorded.
         """
         attempt = self._under_way.enter(call, stream)
+        attempt.only_if = only_if
         try:
             decision = self._deciding.decide(attempt)
             granted: Granted | None = None
@@ -107,6 +115,18 @@ class CallPath:
             return attempt.refusal(deny, None)
         finally:
             self._under_way.leave(attempt)
+
+    def let_run(self, call: ToolCall) -> LetRun:
+        """Authorise a call that another process runs.
+
+        Raises:
+            CallRefused: when it must not run.
+            OvertakenError: when another process has let the call of the same request run meanwhile.
+        """
+        with self._elsewhere.letting(call.request_key) as is_first:
+            let_run = OpenCall.begin(self.flow(call, only_if=is_first)).returned(ELSEWHERE)
+        assert isinstance(let_run, LetRun)
+        return let_run
 
     @property
     def untold(self) -> tuple[LetRun, ...]:

@@ -51,7 +51,7 @@ class Recorder:
         entries = tuple(attempt.unwritten)
         self._writer.want(*entries)
         try:
-            sealed = self._writer.write(*entries)
+            sealed = self._writer.write(*entries, only_if=attempt.only_if)
         except SinkError as error:
             sealed = yield from self._keep_later(attempt, error)
         finally:
@@ -108,7 +108,8 @@ class Recorder:
             written: list[Sealed] = []
 
             def work() -> None:
-                written.extend(self._writer.write_until(self._keeping.deadline_seconds, *attempt.unwritten))
+                deadline = self._keeping.deadline_seconds
+                written.extend(self._writer.write_until(deadline, *attempt.unwritten, only_if=attempt.only_if))
 
             attempt.has_waited = True
             reply = yield Wait(work)

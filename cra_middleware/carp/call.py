@@ -106,6 +106,8 @@ class ToolCall(NamedTuple):
     """Why the tool is not the one that was looked at; such a call is denied."""
     is_held: Callable[[], bool] | None = None
     """Whether the caller's own mapping still holds the objects that the arguments were taken from, where it can say."""
+    request_key: str | None = None
+    """By which the request for it is known when it comes again, where one may."""
 
     @classmethod
     def freeze(

@@ -1,8 +1,7 @@
 """Two-phase calls: decided and recorded here, run at the agent or by an executor here.
 
 A request is known by its idempotency key, or its request id. While nobody knows whether an earlier one was answered
-(the process died in between), the trace itself says whether its call was let run: the key is recorded as the call's
-``tool_call_id`` where the client gives none.
+(the process died in between), the trace itself says whether its call was let run: the key is recorded with it.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import orjson
 
 from cra_middleware._clock import parse_us, timestamp_text
 from cra_middleware.approvals.approval import ApprovalError
+from cra_middleware.calls.elsewhere import OvertakenError
 from cra_middleware.calls.refusals import class_words
 from cra_middleware.carp.call import ToolCall
 from cra_middleware.carp.tags import has_lost, read_tags
@@ -107,8 +107,7 @@ class Calls:
                     return claim
                 self._host.book.withdraw(session_id, key, waits_for)  # a person has answered meanwhile: decide again
             elif time.monotonic() > until:
-                message = "the same request is still being answered; ask again"
-                raise Fault("IDEMPOTENCY_CONFLICT", message, recoverable=True, retry_after_seconds=1)
+                raise _busy()
             else:
                 time.sleep(0.01)
 
@@ -125,15 +124,12 @@ class Calls:
         call = self._call(asked)
         if self._host.is_shared:
             session.refresh(asked.trace_size)  # a process that died, or could not answer, may have let it run
-        # let run by a process that died before it answered
-        before = next(
-            (let for let in session.let_run_as(call) if self._host.book.execution(let.execution_id) is None), None
-        )
+        before = self._unanswered(asked, call)
         executor = self._executors.get(call.action_id)
         try:
             if executor is not None and has_lost(call):
                 raise session.reject(call, "an argument is an object of the agent's own: the server cannot run it")
-            let = before or session.let_run(call)
+            let = before or self._let_run(asked, call)
         except (SessionEnded, AuditUnavailable):  # nothing was recorded: the same request may be made again
             raise
         except CallRefused as error:
@@ -144,6 +140,30 @@ class Calls:
         if executor is not None:
             return self._ran(asked, call, executor, let), None
         return self._let(asked, let), self._row(asked, let)
+
+    def _let_run(self, asked: Asked, call: ToolCall) -> LetRun:
+        try:
+            return asked.session.let_run(call)
+        except OvertakenError as error:  # this process was stopped for longer than a lease, or the other one was
+            let = self._unanswered(asked, call)
+            if let is None:
+                raise _busy() from error
+            return let
+
+    def _unanswered(self, asked: Asked, call: ToolCall) -> LetRun | None:
+        """What a process let run for this request and did not answer, because it died or was stopped.
+
+        Raises:
+            Fault: when that was another call, or one with values that the trace does not show.
+        """
+        for let in asked.session.untold_of(asked.key):
+            if self._host.book.execution(let.execution_id) is not None:
+                continue
+            if not _is_of(let, call):
+                message = "this key was used for a call that nobody was told of; take a new one"
+                raise Fault("IDEMPOTENCY_CONFLICT", message)
+            return let
+        return None
 
     def _call(self, asked: Asked) -> ToolCall:
         wanted, runtime = asked.body.execution, self._host.runtime
@@ -157,7 +177,10 @@ class Calls:
             raise Fault("INVALID_PARAMETERS", str(error)) from error
         call = read_tags(call) if wanted.tagged else call
         return call._replace(
-            tool_call_id=wanted.tool_call_id or asked.key, agent_name=wanted.agent_name, distrust=wanted.distrust
+            tool_call_id=wanted.tool_call_id,
+            agent_name=wanted.agent_name,
+            distrust=wanted.distrust,
+            request_key=asked.key,
         )
 
     def _let(self, asked: Asked, let: LetRun) -> Answer:
@@ -220,3 +243,14 @@ class Calls:
 
     def _now_us(self) -> int:
         return self._host.clock.wall_us()
+
+
+def _is_of(let: LetRun, call: ToolCall) -> bool:
+    """Whether ``call`` is the one that was let run; what is hidden in a trace has no digest that could say so."""
+    named = let.action_id, let.tool_name, let.tool_call_id, let.agent_name, let.parameters_hash
+    return named == (call.action_id, call.tool_name, call.tool_call_id, call.agent_name, call.digest)
+
+
+def _busy() -> Fault:
+    message = "the same request is still being answered; ask again"
+    return Fault("IDEMPOTENCY_CONFLICT", message, recoverable=True, retry_after_seconds=1)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 
 from cra_middleware.approvals.approval import Approver
 from cra_middleware.calls.call_flow import CallPath
-from cra_middleware.calls.elsewhere import ELSEWHERE
 from cra_middleware.calls.keeping import Recorder
 from cra_middleware.calls.setting import Identity, Setting
 from cra_middleware.carp.call import Ask, Deny, ToolCall
@@ -149,10 +148,9 @@ class LocalSession(Session):
 
         Raises:
             CallRefused: when the tool must not run.
+            OvertakenError: when another process has let the call of the same request run meanwhile.
         """
-        let_run = self.begin(call).returned(ELSEWHERE)
-        assert isinstance(let_run, LetRun)
-        return let_run
+        return self._calls.let_run(call)
 
     @property
     def untold(self) -> tuple[LetRun, ...]:
@@ -163,11 +161,9 @@ class LocalSession(Session):
         """The call of ``untold`` with this id."""
         return self._untold.find(execution_id)
 
-    def let_run_as(self, call: ToolCall) -> Sequence[LetRun]:
-        """The calls of ``untold`` that are this one in all that a trace tells of it, the oldest first."""
-        if call.problem is not None or call.distrust is not None:  # such a call is never let run
-            return ()
-        return self._untold.called(call.action_id, call.tool_name, call.tool_call_id, call.agent_name, call.digest)
+    def untold_of(self, request_key: str) -> Sequence[LetRun]:
+        """The calls of ``untold`` that were let run for this request, the oldest first."""
+        return self._untold.asked_by(request_key)
 
     def tell(self, call: LetRun, outcome: Told) -> None:
         """Record how a call of ``untold`` ended.

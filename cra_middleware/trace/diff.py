@@ -25,6 +25,7 @@ _IDS = frozenset(
     (
         *("event_id", "trace_id", "span_id", "parent_span_id", "session_id", "resolution_id", "request_id"),
         *("execution_id", "approval_id", "tool_call_id", "traceparent", "parent_session_id", "external_id"),
+        "request_key",
     )
 )
 _CLOCK = frozenset(("timestamp", "event_hash", "previous_event_hash"))

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from cra_middleware._clock import parse_us
 from cra_middleware.trace.event import Event
-
-_Name = tuple[str, str, str | None, str | None, str]
 
 
 class LetRun(NamedTuple):
@@ -24,6 +21,7 @@ class LetRun(NamedTuple):
     tool_call_id: str | None
     agent_name: str | None
     parameters_hash: str
+    request_key: str | None
     approved_us: int
 
 
@@ -44,14 +42,15 @@ class Untold:
     def __init__(self) -> None:
         self._requested: dict[str, Event] = {}
         self._approved: dict[str, LetRun] = {}
-        self._named: dict[_Name, dict[str, LetRun]] = {}  # the same, by what was asked
+        self._asked: dict[str, dict[str, LetRun]] = {}  # the same, by the request for them
         self._lock = threading.Lock()  # around both
 
     def put(self, call: LetRun) -> None:
         """Know of one whose events do not come by here."""
         with self._lock:
             self._approved[call.execution_id] = call
-            self._named.setdefault(_name(call), {})[call.execution_id] = call
+            if call.request_key is not None:
+                self._asked.setdefault(call.request_key, {})[call.execution_id] = call
 
     def take(self, execution_id: str) -> bool:
         """Know of one no more; whether it was there."""
@@ -59,11 +58,11 @@ class Untold:
             call = self._approved.pop(execution_id, None)
             if call is None:
                 return False
-            name = _name(call)
-            same = self._named[name]
-            del same[execution_id]
-            if not same:
-                del self._named[name]
+            if call.request_key is not None:
+                same = self._asked[call.request_key]
+                del same[execution_id]
+                if not same:
+                    del self._asked[call.request_key]
             return True
 
     def add(self, event: Event) -> None:
@@ -85,13 +84,10 @@ class Untold:
         """The one with this id."""
         return self._approved.get(execution_id)
 
-    def called(
-        self, action_id: str, tool_name: str, tool_call_id: str | None, agent_name: str | None, parameters_hash: str
-    ) -> Sequence[LetRun]:
-        """Those that are the same in all that was asked, the oldest first."""
+    def asked_by(self, request_key: str) -> tuple[LetRun, ...]:
+        """Those that were let run for this request, the oldest first."""
         with self._lock:
-            same = self._named.get((action_id, tool_name, tool_call_id, agent_name, parameters_hash), {})
-            return tuple(same.values())
+            return tuple(self._asked.get(request_key, {}).values())
 
     @property
     def calls(self) -> tuple[LetRun, ...]:
@@ -99,21 +95,21 @@ class Untold:
         return tuple(self._approved.values())
 
 
-def _name(call: LetRun) -> _Name:
-    return call.action_id, call.tool_name, call.tool_call_id, call.agent_name, call.parameters_hash
-
-
 def _let_run(asked: Event, approved: Event) -> LetRun:
-    tool_call_id, agent_name = asked.payload.get("tool_call_id"), asked.payload.get("agent_name")
+    def said(key: str) -> str | None:
+        value = asked.payload.get(key)
+        return value if isinstance(value, str) else None
+
     return LetRun(
         approved.span_id,
         approved.parent_span_id,
         str(approved.payload["execution_id"]),
         str(approved.payload["action_id"]),
         str(approved.payload["resolution_id"]),
-        str(asked.payload.get("tool_name", "")),
-        tool_call_id if isinstance(tool_call_id, str) else None,
-        agent_name if isinstance(agent_name, str) else None,
-        str(asked.payload.get("parameters_hash", "")),
+        said("tool_name") or "",
+        said("tool_call_id"),
+        said("agent_name"),
+        said("parameters_hash") or "",
+        said("request_key"),
         parse_us(approved.timestamp),
     )

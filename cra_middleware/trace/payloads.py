@@ -48,7 +48,7 @@ _TABLE: dict[str, tuple[_Keys, _Keys]] = {
         {"action_id": _TEXT, "parameters_hash": _TEXT},
         {
             **dict.fromkeys(("resolution_id", "execution_id", "tool_name", "tool_call_id", "agent_name"), _TEXT),
-            "traceparent": _TEXT,
+            **dict.fromkeys(("traceparent", "request_key"), _TEXT),
             "parameters": _OBJECT,
         },
     ),
@@ -143,6 +143,7 @@ def requested(
     tool_call_id: str | None,
     agent_name: str | None,
     traceparent: str | None,
+    request_key: str | None,
     parameters: str | None,
 ) -> str:
     """The payload of ``action.requested``; ``parameters`` is canonical JSON."""
@@ -150,7 +151,8 @@ def requested(
     parent = "" if traceparent is None else f',"traceparent":"{traceparent}"'
     return (
         f'{{"action_id":{quote(action_id)},{_optional("agent_name", agent_name)}"execution_id":"{execution_id}",'
-        f'{given}"parameters_hash":"{parameters_hash}","resolution_id":"{resolution_id}",'
+        f'{given}"parameters_hash":"{parameters_hash}",{_optional("request_key", request_key)}'
+        f'"resolution_id":"{resolution_id}",'
         f'{_optional("tool_call_id", tool_call_id)}"tool_name":{quote(tool_name)}{parent}}}'
     )
 

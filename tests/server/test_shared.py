@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +44,13 @@ class Sharing(Served):
     def stop(self) -> None:
         super().stop()
         self.approvals.close()
+
+
+class Held(NamedTuple):
+    """A server that was stopped in the middle."""
+
+    is_there: threading.Event
+    may_go: threading.Event
 
 
 class Two(NamedTuple):
@@ -117,6 +125,82 @@ def test_a_call_that_one_let_run_and_could_not_answer(two: Two, monkeypatch: pyt
     assert call["execution_id"] != first
     assert here.kinds(name).count("action.approved") == 2
     assert there.report(name, call["execution_id"]).status_code == 200
+
+
+@pytest.fixture
+def held(two: Two, monkeypatch: pytest.MonkeyPatch) -> Callable[[Sharing], Held]:
+    """Stops a server between its last look at a session and what it writes there, for longer than its lease."""
+
+    def hold(server: Sharing) -> Held:
+        held = Held(threading.Event(), threading.Event())
+        calls = server.service.calls
+        let_run = calls._let_run
+
+        def stopped(*given: Any) -> Any:
+            held.is_there.set()
+            held.may_go.wait(10)
+            return let_run(*given)
+
+        monkeypatch.setattr(calls, "_let_run", stopped)
+        server.book._is_closed.set()  # it renews no more
+        monkeypatch.setattr(server.book, "_lease", 0.2)
+        return held
+
+    return hold
+
+
+@pytest.mark.parametrize("is_told", [False, True])
+def test_a_server_that_was_stopped_lets_nothing_run_behind_another(
+    two: Two, held: Callable[[Sharing], Held], is_told: bool
+) -> None:
+    """The other one has answered its request: what it decided is not written, and whoever asked asks again."""
+    one, _, here, there = two
+    name = here.session()
+    there.execute(name)  # both have the session open
+    body = here.execution(name)
+    stop = held(one)
+    answers: list[Any] = []
+    thread = threading.Thread(target=lambda: answers.append(here.post("/v1/execute", body)))
+    thread.start()
+    assert stop.is_there.wait(10)
+    time.sleep(0.3)
+    call = there.post("/v1/execute", body).json()
+    assert call["status"] == "success"
+    if is_told:
+        assert there.report(name, call["execution_id"]).status_code == 200
+    stop.may_go.set()
+    thread.join()
+    assert code(answers[0]) == (409, "IDEMPOTENCY_CONFLICT")
+    assert answers[0].json()["error"]["recoverable"]
+    assert here.post("/v1/execute", body).json() == call
+    assert here.kinds(name).count("action.approved") == 2
+    assert here.post(f"/v1/traces/{name}/verify").json()["valid"]
+
+
+def test_what_a_stopped_server_wrote_late_is_the_answer(two: Two, held: Callable[[Sharing], Held]) -> None:
+    """The other one was about to decide the same request: it answers with the call that is in the trace by then."""
+    one, other, here, there = two
+    name = here.session()
+    there.execute(name)
+    body = here.execution(name)
+    first, second = held(one), held(other)
+    answers: dict[str, Any] = {}
+    late = threading.Thread(target=lambda: answers.update(late=here.post("/v1/execute", body)))
+    late.start()
+    assert first.is_there.wait(10)
+    time.sleep(0.3)
+    taken = threading.Thread(target=lambda: answers.update(taken=there.post("/v1/execute", body)))
+    taken.start()
+    assert second.is_there.wait(10)
+    first.may_go.set()
+    late.join()
+    other.book.renew()
+    second.may_go.set()
+    taken.join()
+    assert code(answers["late"]) == (500, "STORAGE_LOCKED")
+    assert answers["taken"].status_code == 200
+    assert here.post("/v1/execute", body).json() == answers["taken"].json()
+    assert here.kinds(name).count("action.approved") == 2
 
 
 def test_a_yes_is_used_once_whoever_asks(two: Two) -> None:

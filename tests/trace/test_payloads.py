@@ -53,6 +53,7 @@ def plain(payload: dict[str, Any]) -> str:
     tool_call_id=st.none() | NAMES,
     agent_name=st.none() | NAMES,
     traceparent=st.none() | TRACEPARENTS,
+    request_key=st.none() | NAMES,
     parameters=st.none() | VALUES,
 )
 def test_requested(parameters: Any, **fields: Any) -> None:
