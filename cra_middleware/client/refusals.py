@@ -36,6 +36,8 @@ _BY_CODE: dict[str, type[CallRefused]] = {
     "IO_ERROR": AuditUnavailable,
     "UNAVAILABLE": RuntimeUnreachable,
 }
+_UNKEPT = frozenset(("STORAGE_LOCKED", "IO_ERROR", "INTERNAL_ERROR", "SESSION_ALREADY_ENDED", "SESSION_EXPIRED"))
+"""Nothing can be recorded: what a trace in this process says by a ``SinkError``."""
 _CODES = {"UNAUTHORIZED": "unauthorized", "FORBIDDEN": "forbidden"}
 
 
@@ -64,9 +66,16 @@ def session_error(problem: Problem) -> CRAError | ValueError:
     """Why a session was not begun."""
     if problem.code in ("UNAUTHORIZED", "FORBIDDEN", "UNAVAILABLE", "RATE_LIMIT_EXCEEDED"):
         return refusal_of(problem, None)
-    if problem.code in ("STORAGE_LOCKED", "IO_ERROR", "INTERNAL_ERROR"):
+    if problem.code in _UNKEPT or problem.code == "SESSION_ALREADY_EXISTS":
         return SinkError(problem.message, is_transient=problem.recoverable)
     return ValueError(problem.message)
+
+
+def resolve_error(problem: Problem) -> CRAError:
+    """Why a request that the server could read was not answered."""
+    if problem.code in _UNKEPT:
+        return SinkError(problem.message, is_transient=problem.recoverable)
+    return refusal_of(problem, None)
 
 
 def resume_error(problem: Problem) -> CRAError:

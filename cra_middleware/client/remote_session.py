@@ -19,7 +19,7 @@ from cra_middleware.client.connection import Connection
 from cra_middleware.client.offline import Offline, Spool
 from cra_middleware.client.outcomes import Outcomes, Worker
 from cra_middleware.client.questions import Questions
-from cra_middleware.client.refusals import refusal_of
+from cra_middleware.client.refusals import resolve_error
 from cra_middleware.client.remote_calls import RemoteCalls
 from cra_middleware.client.toolbook import ToolBook
 from cra_middleware.client.wire import resolve_body, would_wait_body
@@ -175,7 +175,7 @@ class RemoteSession(Session):
         if time.monotonic() >= max(self._expires, self._ask_again):
             try:
                 self.resolve()
-            except CallRefused:  # what a model is shown decides nothing: the call itself is decided at the server
+            except (CallRefused, SinkError):  # what a model is shown decides nothing: that is done at the server
                 self._ask_again = time.monotonic() + _PATIENCE_SECONDS
         return action_id in tools.actions and action_id not in out_of_reach(self._resolution)
 
@@ -194,6 +194,7 @@ class RemoteSession(Session):
 
         Raises:
             CallRefused: when the server does not answer it; the earlier resolution stays.
+            SinkError: when the server cannot record it, or the session is over.
             ValueError: when the server does not take the request.
         """
         wanted = request or resolve_body(self.id, self.facts, self._who.goal)
@@ -202,7 +203,7 @@ class RemoteSession(Session):
         if reply.problem is not None:
             if reply.status == 400 or reply.problem.code == "ATLAS_NOT_FOUND":
                 raise ValueError(reply.problem.message)
-            raise refusal_of(reply.problem, None)
+            raise resolve_error(reply.problem)
         self._take(resolution_in(reply.json()), asked, is_own=request is None)
         return self._resolution
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,28 @@ def test_what_only_the_server_can_say(runtime: Runtime) -> None:
         runtime.reload([])
     with pytest.raises(AtServerError):
         runtime.explain("ticket.get")
+
+
+def test_a_session_that_is_over_says_the_same_in_either_mode(runtime: Runtime, tmp_path: Path) -> None:
+    """To begin it again, to answer a request in it, to ask it: nothing can be recorded there any more."""
+    for each in (runtime, Runtime(Atlas.from_dict(manifest()), trace=tmp_path / "traces")):
+        session = each.session("bot", "Help")
+        session.end()
+        request = {
+            "request_id": new_id(),
+            "requester": {"agent_id": "bot", "session_id": session.id},
+            "task": {"goal": "Help"},
+        }
+        asks: list[Callable[[], object]] = [
+            lambda each=each, name=session.id: each.session("bot", "Help", session_id=name),  # type: ignore[misc]
+            lambda each=each, name=session.id: each.session("bot", "Else", session_id=name),  # type: ignore[misc]
+            lambda each=each, request=request: each.resolve(request),  # type: ignore[misc]
+            session.resolve,
+        ]
+        for ask in asks:
+            with pytest.raises(SinkError):
+                ask()
+        assert not session.can_reach("ticket.nothing")
 
 
 def test_sessions(served: Served, runtime: Runtime) -> None:
