@@ -28,7 +28,10 @@ CALLS = (
     ("resource.unknown", {}),
 )
 SECOND = "00000000-0000-0000-0000-000000000002"
-OWN = ("resolution_id", "request_id", "execution_id", "tool_name", "tool_call_id", "duration_ms", "reported_by")
+OWN = (
+    *("resolution_id", "request_id", "request_key", "execution_id", "tool_name", "tool_call_id", "duration_ms"),
+    "reported_by",
+)
 """Keys of a payload that differ from run to run, or with who runs the tool."""
 
 
