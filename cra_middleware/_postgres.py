@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 POSTGRES = ("postgresql://", "postgres://")
 """What the address of a database begins with."""
-_MAKING = 0x43524154  # the advisory lock under which tables are made; any number that nobody else uses
+_MAKING = 0x43524154  # the advisory locks under which tables are made, one a schema; any number that nobody else uses
+_MAKING_TIMEOUT = "60s"
+"""How long who wants the tables waits for somebody who makes them: of servers that start together, all come up."""
 # From: https://www.postgresql.org/docs/current/errcodes-appendix.html; these do not pass by waiting
 _LASTING = ("28", "3D", "42")
 _READ_ONLY = "25006"  # a primary that is one no more: the address may lead to another by now
@@ -220,7 +222,11 @@ class PostgresDatabase:
         return row is not None and row[0] is not False
 
     def _lay_out(self, connection: Connection, layout: Layout) -> None:
-        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_MAKING,))
+        terms = connection.execute("SHOW lock_timeout").fetchone()
+        assert terms is not None
+        connection.execute(f"SET LOCAL lock_timeout = '{_MAKING_TIMEOUT}'")
+        connection.execute("SELECT pg_advisory_xact_lock(%s, hashtext(current_schema()))", (_MAKING,))
+        connection.execute(f"SET LOCAL lock_timeout = '{terms[0]}'")
         if connection.execute("SELECT to_regclass(%s)", (layout.table,)).fetchone() == (None,):
             connection.execute(f"CREATE TABLE {layout.table} (version integer NOT NULL)")
             connection.execute(f"INSERT INTO {layout.table} VALUES (0)")

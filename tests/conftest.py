@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ from cra_middleware.testing import FrozenClock
 
 settings.register_profile("ci", max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ci")
+
+# a shell's background job ignores Ctrl-C, and so would every program that the tests start, and interrupt
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 NOON = "2026-01-05T12:00:00+00:00"
 CONFORMANCE = Path(os.environ.get("CRA_CONFORMANCE", Path(__file__).resolve().parents[2] / "shared" / "conformance"))

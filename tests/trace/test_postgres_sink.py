@@ -7,13 +7,14 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
 import pytest
 
-from cra_middleware import Atlas, Runtime
+from cra_middleware import Atlas, Runtime, _postgres
 from cra_middleware.errors import AuditUnavailable, ChainBroken, SinkError
 from cra_middleware.trace.sinks.postgres import PostgresSink
 from tests.conftest import manifest
@@ -183,6 +184,23 @@ def test_many_sinks_at_once(conninfo: str) -> None:
         assert len(sink.session_ids()) == 4
 
 
+def test_who_makes_the_tables_is_waited_for(conninfo: str) -> None:
+    """For longer than any other lock, and only in the same schema."""
+    making = psycopg.connect(conninfo)
+    making.execute("SELECT pg_advisory_xact_lock(%s, hashtext(current_schema()))", (_postgres._MAKING,))
+    with database() as other:
+        PostgresSink(other, timeout_seconds=0.2).close()
+    made: list[PostgresSink] = []
+    thread = threading.Thread(target=lambda: made.append(PostgresSink(conninfo, timeout_seconds=0.2)))
+    thread.start()
+    time.sleep(0.6)
+    assert made == []
+    making.close()
+    thread.join()
+    with closing(made[0]) as sink, sink._link.transaction() as connection:
+        assert connection.execute("SHOW lock_timeout").fetchone() == ("200ms",)
+
+
 def test_large_pages(sink: PostgresSink) -> None:
     """A log larger than one page is read page by page, whole and in order."""
     lines = [b"%d " % number + b"x" * 300_000 + b"\n" for number in range(9)] + [b"%d\n" % n for n in range(1200)]
@@ -251,7 +269,7 @@ def test_a_database_that_takes_nothing(conninfo: str) -> None:
 def test_a_connection_to_a_server_that_is_the_primary_no_more(conninfo: str) -> None:
     """It is given up: the address leads to another one by then."""
     with closing(PostgresSink(conninfo)) as sink:
-        with sink._link.statements() as connection:
+        with sink._link.transaction() as connection:
             connection.execute("SET default_transaction_read_only = on")
         with pytest.raises(SinkError, match="read-only"):
             sink.create(ID)
