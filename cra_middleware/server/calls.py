@@ -247,6 +247,8 @@ class Calls:
 
 def _is_of(let: LetRun, call: ToolCall) -> bool:
     """Whether ``call`` is the one that was let run; what is hidden in a trace has no digest that could say so."""
+    if call.problem is not None or call.distrust is not None:  # such a call is never let run
+        return False
     named = let.action_id, let.tool_name, let.tool_call_id, let.agent_name, let.parameters_hash
     return named == (call.action_id, call.tool_name, call.tool_call_id, call.agent_name, call.digest)
 

@@ -51,7 +51,12 @@ def test_another_call_under_the_same_id_is_decided_by_itself(
 
 @pytest.mark.parametrize(
     ("rule", "body"),
-    [({}, {"parameters": {"n": 2}}), ({"redact": ["ticket.get#/n"]}, {})],
+    [
+        ({}, {"parameters": {"n": 2}}),
+        ({}, {"tool_name": "tools.other"}),
+        ({}, {"distrust": "the tool is another one"}),
+        ({"redact": ["ticket.get#/n"]}, {}),
+    ],
 )
 def test_a_key_whose_call_cannot_be_told_apart_is_used_up(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, rule: dict[str, Any], body: dict[str, Any]
