@@ -74,8 +74,8 @@ class Epoch(ToolMap):
         problems = [lock.problem(source, tool_name, digest) for lock in locks]
         return None if None in problems else problems[0]
 
+    @property
     def argument_policies(self) -> tuple[str, ...]:
-        """The policies that only a call's arguments can decide."""
         rules = (rule for action in self.resolver.actions.values() for rule in action.rules)
         costly = (rule for rule in rules if rule.on_arguments or (rule.quota is not None and rule.type == "budget"))
         return tuple(dict.fromkeys(rule.policy_id for rule in costly))

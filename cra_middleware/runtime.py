@@ -23,12 +23,14 @@ from cra_middleware.carp.messages import Request, Resolution
 from cra_middleware.carp.quota import Counters
 from cra_middleware.carp.resolve import Options, TraceLevel
 from cra_middleware.carp.resolver import DefaultDecision, Resolver
+from cra_middleware.carp.tool_map import ToolMap
 from cra_middleware.connecting import Connecting
 from cra_middleware.errors import AtlasError
 from cra_middleware.leaving import exit_on_sigterm, forget, leave_at_exit
 from cra_middleware.observing import Loudspeaker
 from cra_middleware.policies import AtlasSource, InForce, LoadTerms, begin_epoch, load_atlases
 from cra_middleware.sessions.admission import Opening, facts_of
+from cra_middleware.sessions.local_sessions import LocalSessions
 from cra_middleware.sessions.opening import Opener
 from cra_middleware.sessions.runtime_sessions import RuntimeSessions
 from cra_middleware.sessions.session import Session
@@ -163,7 +165,7 @@ class Runtime(Connecting):
             on_shadow=Loudspeaker() if self._terms.is_observing else None,
         )
         self._sink: Sink = sink_for(trace, signing_key)
-        self._sessions = RuntimeSessions(Opener(self._setting, self._sink))
+        self._sessions: RuntimeSessions[Session] = LocalSessions(Opener(self._setting, self._sink))
         self._telemetry.begin()
         if handle_sigterm:
             exit_on_sigterm()
@@ -264,6 +266,7 @@ class Runtime(Connecting):
                 Atlases are the session's, and it speaks of the same agent and goal.
 
         Raises:
+            CallRefused: when the server of a runtime at one does not answer, or does not let its key in.
             SessionEnded: when the parent ends meanwhile.
             SinkError: when the trace cannot be begun, or the runtime is closed.
             ValueError: when an argument is not usable, changes a fact of the parent, or is not what ``request`` says.
@@ -276,14 +279,12 @@ class Runtime(Connecting):
         """Answer a whole CARP request, in the session it names; one that is not open yet is started.
 
         Raises:
+            CallRefused: when the server of a runtime at one does not answer.
             ValueError: when the request is malformed (``pydantic.ValidationError``), names an Atlas that is not
                 loaded, or a parent that is not open, or speaks for another agent than the session's.
             SinkError: when it cannot be recorded.
         """
         asked = request if isinstance(request, Request) else Request.model_validate(request)
-        missing = set(asked.atlas_ids or ()) - {atlas.manifest.atlas_id for atlas in self.atlases}
-        if missing:
-            raise ValueError(f"not loaded: {', '.join(sorted(missing))}")
         return self._sessions.answer(asked)
 
     def resume(
@@ -295,8 +296,9 @@ class Runtime(Connecting):
         does not hold the session's context facts; give them again.
 
         Raises:
+            CallRefused: when the server of a runtime at one, where the facts are, does not answer.
             ChainBroken: when the session was ended, or its trace was changed.
-            SinkError: when there is no such session, or another writer has it.
+            SinkError: when there is no such session (of this key's), or another writer has it.
         """
         return self._sessions.resume(session_id, context, keep, renew)
 
@@ -319,12 +321,19 @@ class Runtime(Connecting):
         ``adapters.any.tools``; ``declared``, the tool's own metadata; a name equal to a declared action id. When
         nothing is found, the tool's name itself, which no Atlas declares, so that the call is denied and recorded.
         A key ``server/tool`` comes before ``tool`` where the operator named the ``server`` that a tool is on.
+
+        Raises:
+            CallRefused: when nothing was heard of a server's Atlases for over a minute.
         """
-        return self._policies.epoch.target_for(tool_name, framework, declared, actions, server)
+        return self._tools_now.target_for(tool_name, framework, declared, actions, server)
 
     def argument_policies(self) -> tuple[str, ...]:
-        """The policies that only a call's arguments can decide; what a tool is shown must be what they are shown."""
-        return self._policies.epoch.argument_policies()
+        """The policies that only a call's arguments can decide; what a tool is shown must be what they are shown.
+
+        Raises:
+            CallRefused: as ``target_for``.
+        """
+        return self._tools_now.argument_policies
 
     def close(self, *, end: bool = False) -> None:
         """End the sessions this runtime opened, detach the kept ones (``end=True`` ends those too), close the sink.
@@ -338,6 +347,10 @@ class Runtime(Connecting):
         """Let go of every session without sealing it, and close the sink; done by itself when the interpreter exits."""
         self._sessions.detach()
         self._let_go()
+
+    @property
+    def _tools_now(self) -> ToolMap:
+        return self._policies.epoch
 
     def _let_go(self) -> None:
         forget(self)

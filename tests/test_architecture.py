@@ -63,6 +63,7 @@ INNER: dict[str, list[set[str]]] = {
         {"local_session"},
         {"open_sessions", "opening"},
         {"runtime_sessions"},
+        {"local_sessions"},
     ],
     "trace": [
         {"event", "payloads", "patterns", "strict_json", "commitments", "calls", "wakeup", "witness", "tree", "sink"},

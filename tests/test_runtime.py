@@ -32,7 +32,7 @@ from cra_middleware import (
 )
 from cra_middleware._ids import new_id
 from cra_middleware.errors import BudgetExceeded, CallRefused, RateLimitExceeded
-from cra_middleware.sessions import runtime_sessions
+from cra_middleware.sessions import local_sessions
 from cra_middleware.sessions.local_session import LocalSession
 from cra_middleware.sessions.open_sessions import OpenSessions
 from cra_middleware.sessions.opening import Opener
@@ -534,7 +534,7 @@ def test_many_kept_sessions_do_not_stay_open(tmp_path: Path) -> None:
 
 def test_the_kept_session_unused_longest_is_detached(clock: FrozenClock, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not the one that was opened first: that may be the one in use."""
-    monkeypatch.setattr(runtime_sessions, "MAX_OPEN_KEPT", 3)
+    monkeypatch.setattr(local_sessions, "MAX_OPEN_KEPT", 3)
     with Runtime(Atlas.from_dict(manifest()), clock=clock) as runtime:
         first, second, third = (runtime.session(keep=True) for _ in range(3))
         clock.advance(1)

@@ -18,6 +18,11 @@ class ToolMap(ABC):
     def declared(self) -> Container[str]:
         """The ids of the actions that there are."""
 
+    @property
+    @abstractmethod
+    def argument_policies(self) -> tuple[str, ...]:
+        """The policies that only a call's arguments can decide."""
+
     @abstractmethod
     def mapped(self, tool_name: str, framework: str) -> Target | None:
         """What the Atlases say of a tool of a framework's, or else of a tool of any."""

@@ -36,7 +36,8 @@ _BY_CODE: dict[str, type[CallRefused]] = {
     "IO_ERROR": AuditUnavailable,
     "UNAVAILABLE": RuntimeUnreachable,
 }
-_UNKEPT = frozenset(("STORAGE_LOCKED", "IO_ERROR", "INTERNAL_ERROR", "SESSION_ALREADY_ENDED", "SESSION_EXPIRED"))
+_OVER = frozenset(("SESSION_ALREADY_ENDED", "SESSION_EXPIRED"))
+_UNKEPT = frozenset(("STORAGE_LOCKED", "IO_ERROR", "INTERNAL_ERROR", *_OVER))
 """Nothing can be recorded: what a trace in this process says by a ``SinkError``."""
 _CODES = {"UNAUTHORIZED": "unauthorized", "FORBIDDEN": "forbidden"}
 
@@ -62,8 +63,10 @@ def refusal_of(problem: Problem, action_id: str | None) -> CallRefused:
     return CallRefused(f"the server says {problem.message or problem.code}", action_id=action_id, code=code)
 
 
-def session_error(problem: Problem) -> CRAError | ValueError:
-    """Why a session was not begun."""
+def session_error(problem: Problem, *, is_below: bool) -> CRAError | ValueError:
+    """Why a session was not begun; ``is_below``: another one, which may be over."""
+    if is_below and problem.code in _OVER:
+        return ValueError(problem.message)
     if problem.code in ("UNAUTHORIZED", "FORBIDDEN", "UNAVAILABLE", "RATE_LIMIT_EXCEEDED"):
         return refusal_of(problem, None)
     if problem.code in _UNKEPT or problem.code == "SESSION_ALREADY_EXISTS":

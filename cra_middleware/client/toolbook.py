@@ -36,8 +36,12 @@ class Tools(ToolMap):
     """Actions that the server runs by itself."""
     maps: Mapping[str, Mapping[str, Target]]
     lock: Lock
-    argument_policies: tuple[str, ...]
+    on_arguments: tuple[str, ...]
     observing: bool
+
+    @property
+    def argument_policies(self) -> tuple[str, ...]:
+        return self.on_arguments
 
     @property
     def declared(self) -> Container[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from cra_middleware._ids import is_id, new_id
 from cra_middleware.calls.setting import Identity, Setting
@@ -27,6 +27,16 @@ class Opener:
     def __init__(self, setting: Setting, sink: Sink) -> None:
         self._setting = setting
         self._sink = sink
+
+    def check_loaded(self, atlas_ids: Sequence[str] | None) -> None:
+        """Take no request about Atlases that are not in force.
+
+        Raises:
+            ValueError: when one is not.
+        """
+        missing = set(atlas_ids or ()) - {atlas.manifest.atlas_id for atlas in self._setting.policies.epoch.atlases}
+        if missing:
+            raise ValueError(f"not loaded: {', '.join(sorted(missing))}")
 
     def start(self, who: Admitted, opening: Opening, parent_id: str | None) -> LocalSession:
         """A new session, begun and resolved.

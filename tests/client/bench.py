@@ -69,8 +69,8 @@ class RemoteWorkbench(Workbench):
     def evidence(self) -> Evidence:
         """What the traces say, once the server was told how calls came out: another thread does that."""
         if isinstance(self._runtime, RemoteRuntime):
-            for name in self._runtime._open.ids():
-                session = self._runtime._open.get(name)
+            for name in self._runtime._sessions._open.ids():
+                session = self._runtime._sessions._open.get(name)
                 assert session is not None
                 session.flush()
         return super().evidence()
