@@ -94,3 +94,8 @@ def test_the_proxy() -> None:
     (idle,) = re.findall(r"keepalive (\d+)s", CADDYFILE)
     assert int(idle) < UVICORN_IDLE_SECONDS
     assert "fail_duration" not in CADDYFILE  # a body that is too large looks like a failure of the server
+
+
+def test_the_password_is_not_committed() -> None:
+    """``deploy/.env``, which the pages have people write, is none of the repository's files."""
+    assert ".env" in (ROOT / ".gitignore").read_text().splitlines()

@@ -478,6 +478,14 @@ def test_bodies_that_have_not_run(session: Session) -> None:
     assert kinds(session) == ["requested", "approved", "failed"] * 2
 
 
+def test_a_plain_function_that_is_awaited(session: Session) -> None:
+    """It has run when that is seen: its value comes out, and no failure is recorded of what was done."""
+    assert asyncio.run(session.acall("ticket.get", lambda: "value")) == "value"  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="has not run yet"):
+        asyncio.run(session.acall("ticket.get", lambda: (number for number in range(3))))  # type: ignore[arg-type]
+    assert kinds(session) == ["requested", "approved", "executed", "requested", "approved", "failed"]
+
+
 def test_a_session_left_in_another_context(runtime: Runtime) -> None:
     """A session that is left in another context than it was entered in still ends."""
 

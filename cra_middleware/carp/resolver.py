@@ -15,6 +15,7 @@ and every policy while observing, is evaluated and noted, and decides nothing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -95,7 +96,9 @@ class Resolver:
         everything = (*self.atlases, *((baseline,) if baseline is not None else ()))
         manifests = {atlas.manifest.atlas_id: (atlas.manifest, atlas.file) for atlas in everything}
         if len(manifests) != len(everything):
-            raise ValueError("two Atlases have the same atlas_id; load each once")
+            names = Counter(atlas.manifest.atlas_id for atlas in everything)
+            twice = ", ".join(sorted(name for name, count in names.items() if count > 1))
+            raise ValueError(f"two Atlases have the same atlas_id, {twice}: load each once")
         findings = tuple(check_dependencies(manifests))
         if findings:
             raise AtlasError(findings)

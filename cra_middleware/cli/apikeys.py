@@ -65,7 +65,7 @@ def create(
 
     now_us = SystemClock().wall_us()
     found = re.fullmatch(r"(\d{1,5})([mhd])", expires)
-    if expires and found is None:
+    if expires and (found is None or not int(found[1])):
         raise stop("--expires is a time from now: 90d, 12h, 30m", 2)
     until = None if found is None else now_us + int(found[1]) * _UNITS[found[2]] * 1_000_000
     roles = cast("list[Role]", role)

@@ -232,7 +232,12 @@ def _named(api_key: str) -> dict[str, str]:
 def _trusted(scheme: str, ca_file: str | Path | None) -> ssl.SSLContext:
     if scheme == "http" and ca_file is None:  # no certificate is shown, and reading the system's takes long
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # it trusts nobody
-    return ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
+    try:
+        return ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
+    except OSError as error:  # of which ssl.SSLError is one
+        if ca_file is None:
+            raise
+        raise ValueError(f"ca_file {ca_file} cannot be used: {error.strerror or error}") from error
 
 
 def segment(text: str) -> str:

@@ -6,10 +6,11 @@ import time
 from collections.abc import Mapping
 
 from cra_middleware._ids import is_id
+from cra_middleware.client.connection import Reply
 from cra_middleware.client.refusals import resume_error, session_error
 from cra_middleware.client.remote_session import Link, RemoteSession, resolution_in
 from cra_middleware.client.wire import resolve_body, session_body
-from cra_middleware.errors import ChainBroken, SinkError
+from cra_middleware.errors import ChainBroken, RuntimeUnreachable, SinkError
 from cra_middleware.sessions.admission import Admitted, Opening, facts_of
 from cra_middleware.sessions.runtime_sessions import RuntimeSessions
 from cra_middleware.sessions.session import Session
@@ -29,7 +30,7 @@ class RemoteSessions(RuntimeSessions[RemoteSession]):
         self._open.check_open()
         if not is_id(session_id):
             raise SinkError("a session id is a lower-case UUID")
-        reply = self._link.connection.ask("GET", f"/v1/sessions/{session_id}")
+        reply = self._asked("GET", f"/v1/sessions/{session_id}")
         if reply.problem is not None:
             raise resume_error(reply.problem)
         told = reply.json()
@@ -44,7 +45,7 @@ class RemoteSessions(RuntimeSessions[RemoteSession]):
             facts = facts._replace(root_session_id=above)
         body = resolve_body(session_id, facts, goal).model_dump(mode="json", exclude_none=True)
         asked = time.monotonic()
-        reply = self._link.connection.ask("POST", "/v1/resolve", body)
+        reply = self._asked("POST", "/v1/resolve", body)
         if reply.problem is not None:
             raise resume_error(reply.problem)
         who = Admitted(session_id, goal, facts, None)
@@ -56,7 +57,7 @@ class RemoteSessions(RuntimeSessions[RemoteSession]):
     def _begun(self, who: Admitted, opening: Opening, parent_id: str | None) -> RemoteSession:
         body = session_body(opening, who, parent_id)
         asked = time.monotonic()
-        reply = self._link.connection.ask("POST", "/v1/sessions", body)
+        reply = self._asked("POST", "/v1/sessions", body)
         if reply.problem is not None:
             raise session_error(reply.problem, is_below=parent_id is not None)
         answer = reply.json()
@@ -66,3 +67,15 @@ class RemoteSessions(RuntimeSessions[RemoteSession]):
 
     def _looked_after(self, session: Session, keep: bool) -> None:
         self._link.worker.begin()
+
+    def _asked(self, method: str, path: str, body: Mapping[str, object] | None = None) -> Reply:
+        """What a session begins with, or goes on; a wrong address is named, as a program reads it and no model does."""
+        url = self._link.connection.url
+        try:
+            reply = self._link.connection.ask(method, path, body)
+        except RuntimeUnreachable as error:
+            raise type(error)(f"{error.reason}; it was looked for at {url}") from error
+        if reply.problem is not None and reply.problem.code == "NOT_FOUND":  # of the address: a session has its own code
+            message = f"there is nothing at {url}{path}: is the url where the server begins, without /v1?"
+            return reply._replace(problem=reply.problem._replace(message=message))
+        return reply

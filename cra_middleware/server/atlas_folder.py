@@ -89,11 +89,13 @@ class AtlasFolder:
                 return False
             self._seen = found
             self._unloaded = {path: stamp for path, stamp in self._unloaded.items() if found.get(path) == stamp}
-            before = dict(self._known)
+            before, was_broken, were_any = dict(self._known), self._broken, bool(self._all())
             self._broken = {}
             read = {path: self._read(path, stamp, before) for path, stamp in found.items()}
             self._known = {path: known for path, known in read.items() if known is not None}
-            return self._apply(apply, before)
+            is_news = self._apply(apply, before)
+            self._tell(was_broken, were_any)
+            return is_news
 
     def close(self) -> None:
         """Let go of where they are kept."""
@@ -203,6 +205,16 @@ class AtlasFolder:
             self._broken[ALL] = str(error)
             self._known = before
         return True
+
+    def _tell(self, was_broken: Mapping[str, str], were_any: bool) -> None:
+        """Let the log say what somebody who has mended or moved a file would have to ask for."""
+        if ALL in self._broken:
+            return
+        for path in self._known:
+            if str(path) in was_broken and str(path) not in self._broken and path not in self._unloaded:
+                _logger.warning("%s is used again", path)
+        if were_any and not self._all():
+            _logger.warning("no Atlas is left in %s", ", ".join(map(str, self._sources)))
 
     def _folder(self) -> Path | None:
         return next((source for source in self._sources if presence.is_dir(source) and not _is_atlas(source)), None)

@@ -20,6 +20,7 @@ LOW_BYTES = 512 * 1024 * 1024
 """With less room than this the disk is a warning; with a sixteenth of it, a failure."""
 CHECK_SECONDS = 3.0
 """Less than a balancer waits for an answer."""
+_NONE = "none in force: every call is denied"
 _ASKED = (Limit(("health",), 1, 60_000_000, 1, "health", ""),)
 """A limit that nobody ever takes a place in: without one the counters have nothing to look at."""
 _Check = tuple[str, str]
@@ -97,7 +98,8 @@ class Health:
         broken = self._host.folder.broken if self._host.folder is not None else {}
         if broken:
             return "warn", "; ".join(f"{place}: {why}" for place, why in broken.items())[:1000]
-        return "pass", f"{len(self._host.runtime.atlases)} in force"
+        count = len(self._host.runtime.atlases)
+        return "pass", f"{count} in force" if count or self._host.runtime.resolver.is_observing else _NONE
 
     def _count(self) -> _Check:
         assert self._counters is not None
@@ -115,7 +117,10 @@ class Health:
         assert self._folder is not None
         free = shutil.disk_usage(self._folder).free
         state = "pass" if free >= LOW_BYTES else "warn" if free >= LOW_BYTES // 16 else "fail"
-        return state, f"{free // 1_048_576} MiB free"
+        wanted = (
+            "" if state == "pass" else f": less than {LOW_BYTES >> 20} is a warning, less than {LOW_BYTES >> 24} fails"
+        )
+        return state, f"{free >> 20} MiB free{wanted}"
 
 
 def _begun(check: _Ask) -> Future[_Check | None]:

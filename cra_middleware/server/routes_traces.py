@@ -84,6 +84,10 @@ class Stream:
         after = int(since) if since and since.isascii() and since.isdigit() and len(since) < 17 else None
         try:
             caller = await loop.run_in_executor(pool, self._routes.enter, socket, READERS)
+            if not session_id:
+                raise Fault("INVALID_CARP_REQUEST", "name the session: ?session_id=…")
+            if since is not None and after is None:
+                raise Fault("INVALID_CARP_REQUEST", f"since_sequence is a whole number from 0 to {2**53}")
             with self._place(caller.identity):
                 await self._tell(socket, caller, session_id, after)
         except CRAError as error:

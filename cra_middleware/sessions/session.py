@@ -7,8 +7,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from contextvars import Token
+from inspect import isawaitable
 from types import TracebackType
-from typing import Literal, ParamSpec, Self, TypeVar
+from typing import Literal, ParamSpec, Self, TypeVar, cast
 
 from cra_middleware.approvals.approval import Approver
 from cra_middleware.calls.running import CURRENT
@@ -230,9 +231,15 @@ class Session(ABC):
         return self.run(call, lambda: fn(*args, **kwargs))
 
     async def acall(self, action_id: str, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """As ``call``, for a coroutine function."""
+        """As ``call``, for a coroutine function; a plain one runs on the loop, and what it did is recorded as done."""
         call = self.freeze(action_id, describe(fn), bind_arguments(fn, args, kwargs))
-        return await self.arun(call, lambda: fn(*args, **kwargs))
+
+        async def body() -> T:
+            given: object = fn(*args, **kwargs)
+            value = await given if isawaitable(given) else given  # it has run by then: no failure may be told of it
+            return cast("T", value)
+
+        return await self.arun(call, body)
 
     def run(self, call: ToolCall, tool: Callable[[], T], body: object = None, approver: Approver | None = None) -> T:
         """Run ``tool`` for a call that an adapter froze.

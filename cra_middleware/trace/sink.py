@@ -136,12 +136,23 @@ class Query(NamedTuple):
     """Only so many, from the end."""
 
 
+LEAST_BYTES = 1 << 20
+"""With no more room than this a store counts as one that cannot be used."""
+
+
 class Health(NamedTuple):
     """Whether a store can be used."""
 
     ok: bool
     detail: str
     """A sentence for a person."""
+
+
+def room(place: object, free: int) -> Health:
+    """How a store at ``place`` is that could be written to, with ``free`` bytes left there."""
+    if free <= LEAST_BYTES:
+        return Health(False, f"{place} has no room: {free >> 10} KiB are free, and {LEAST_BYTES >> 10} are wanted")
+    return Health(True, f"{place} can be written; {free >> 20} MiB are free")
 
 
 class TraceStore(Sink, Protocol):

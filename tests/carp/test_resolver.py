@@ -411,7 +411,7 @@ def test_two_atlases_decide_apart() -> None:
 def test_atlases_that_collide() -> None:
     """Two Atlases with one id, or one action, are refused; so is a default that is neither allow nor deny."""
     atlas = Atlas.from_dict(manifest())
-    with pytest.raises(ValueError, match="same atlas_id"):
+    with pytest.raises(ValueError, match="same atlas_id, com\\.example\\.tests"):
         Resolver([atlas, atlas])
     with pytest.raises(ValueError, match=r"both declare ticket\.get"):
         Resolver([atlas, Atlas.from_dict(manifest(atlas_id="com.example.two"))])

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
+from uuid import uuid4
 
 import pytest
 
@@ -414,6 +415,30 @@ def test_addresses(url: str) -> None:
     with pytest.raises(ValueError, match="url") as refused:
         Runtime.connect(url)
     assert "secret" not in str(refused.value)
+
+
+def test_a_wrong_address_is_named(serve: Any, tmp_path: Path) -> None:
+    """Whoever begins or goes on with a session reads where the server was looked for; a model's sentence has none."""
+    served: Served = serve()
+    with Runtime.connect("http://127.0.0.1:1", timeout_seconds=1) as runtime:
+        for begun in (lambda: runtime.session("bot", "Help"), lambda: runtime.resume(str(uuid4()))):
+            with pytest.raises(RuntimeUnreachable, match=r"looked for at http://127\.0\.0\.1:1\b"):
+                begun()
+    with Runtime.connect(f"{served.url}/v1", api_key=served.key("bot")) as runtime:
+        with pytest.raises(ValueError, match=f"nothing at {served.url}/v1/v1/sessions: is the url where the server"):
+            runtime.session("bot", "Help")
+        with pytest.raises(SinkError, match=f"nothing at {served.url}/v1/v1/sessions/.*: is the url where the server"):
+            runtime.resume(str(uuid4()))
+    (tmp_path / "none.pem").write_text("no certificate")
+    for name in ("missing.pem", "none.pem"):
+        with pytest.raises(ValueError, match=f"ca_file .*{name} cannot be used"):
+            Runtime.connect("https://127.0.0.1:1", ca_file=tmp_path / name)
+    with served.connect(timeout_seconds=1) as runtime:
+        session = runtime.session("bot", "Help")
+        served.gone()
+        with pytest.raises(RuntimeUnreachable) as refused:
+            session.call("ticket.get", never)
+        assert served.url not in str(refused.value)
 
 
 def test_a_key_that_cannot_be_sent() -> None:

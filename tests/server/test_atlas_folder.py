@@ -195,3 +195,19 @@ def test_each_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert read == ["other.json", "third.json"]
     assert sorted(folder.loaded()) == ["com.example.changed", "com.example.one"]
     assert list(folder.broken) == [str(tmp_path / "third.json")]
+
+
+def test_the_log_says_what_became_of_a_file(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    """That one is used again, and that none is left: who mended or moved it need not ask."""
+    served = serve()
+    (path,) = (served.folder / "atlases").iterdir()
+    whole = path.read_text()
+    for text in ("no JSON", whole + " "):
+        path.write_text(text)
+        served.service.host.tend()
+    assert f"{path} is not used as it is now" in caplog.text
+    assert caplog.text.count(f"{path} is used again") == 1
+    path.unlink()
+    for _ in range(2):
+        served.service.host.tend()
+    assert caplog.text.count(f"no Atlas is left in {path.parent}") == 1

@@ -121,3 +121,28 @@ def test_health_is_told_while_everything_hangs(serve: Serve, monkeypatch: pytest
             thread.join(60)
     monkeypatch.undo()
     assert served.by("bot").get("/v1/health").status_code == 200
+
+
+def test_what_is_too_little_room(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads that the disk fails reads how much it wants, and not in the same line that all is well."""
+    served = serve()
+    full = os.statvfs_result((4096, 4096, 1000, 100, 100, 1000, 1000, 1000, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda place: full)
+    told = served.by("bot").get("/v1/health")
+    assert told.status_code == 503
+    checks = told.json()["checks"]
+    assert checks["disk"] == {"status": "fail", "message": "0 MiB free: less than 512 is a warning, less than 32 fails"}
+    assert checks["store"]["status"] == "fail"
+    assert "can be written" not in checks["store"]["message"]
+    assert "no room: 400 KiB are free, and 1024 are wanted" in checks["store"]["message"]
+
+
+def test_no_atlas_is_in_force(serve: Serve) -> None:
+    """No error, as a server may begin so; but it is said what that means."""
+    served = serve()
+    (path,) = (served.folder / "atlases").iterdir()
+    path.unlink()
+    served.service.host.tend()
+    told = served.by("bot").get("/v1/health").json()
+    assert told["status"] == "healthy"
+    assert told["checks"]["atlases"] == {"status": "pass", "message": "none in force: every call is denied"}

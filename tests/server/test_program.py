@@ -328,7 +328,8 @@ def test_keys_on_the_command_line(tmp_path: Path) -> None:
     told = json.loads(made.stdout)
     assert (told["roles"], told["groups"], told["state"]) == (["approver"], ["leads"], "counts")
     assert cra("apikeys", "create", "ann", "--role", "approver", *place).returncode == 1
-    for wrong in (("--role", "king"), ("--role", "agent"), ("--role", "admin", "--expires", "soon")):
+    boss = ("--role", "admin", "--expires")
+    for wrong in (("--role", "king"), ("--role", "agent"), (*boss, "soon"), (*boss, "0m")):
         assert cra("apikeys", "create", "x", *wrong, *place).returncode == 2
     assert cra("apikeys", "list").returncode == 2
     for words in (("list",), ("revoke", "ann")):  # a misspelt place is none, and is not made

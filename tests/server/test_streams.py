@@ -100,6 +100,8 @@ def test_one_key_has_so_many_streams(serve: Serve, caplog: pytest.LogCaptureFixt
                 assert refused(address, ben) is None
             until(lambda: refused(address, ann) is None)
         assert refused(f"{address}0", ben) == (404, "SESSION_NOT_FOUND")
+        for wrong in (address.replace("session_id", "session"), f"{address}&since_sequence=-1"):
+            assert refused(wrong, ben) == (400, "INVALID_CARP_REQUEST")
     assert "without completing handshake" not in caplog.text
 
 

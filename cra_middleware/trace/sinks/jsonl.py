@@ -23,7 +23,7 @@ from cra_middleware.trace.ledger.follower import LedgerFollower
 from cra_middleware.trace.note import Signer
 from cra_middleware.trace.pruned import Pruned, PrunedError, pruned_file, read_pruned
 from cra_middleware.trace.query import select
-from cra_middleware.trace.sink import Health, Query, SessionLog
+from cra_middleware.trace.sink import Health, Query, SessionLog, room
 from cra_middleware.trace.sinks.jsonl_log import JsonlLog
 from cra_middleware.trace.storage.files import failed, make_folder
 from cra_middleware.trace.storage.segments import (
@@ -135,8 +135,7 @@ class JsonlSink:
             space = os.statvfs(self._folder)
         except OSError as error:
             return Health(False, f"{self._folder} cannot be looked at: {error.strerror}")
-        free = space.f_bavail * space.f_frsize
-        return Health(free > 1 << 20, f"{self._folder} can be written; {free >> 20} MiB are free")
+        return room(self._folder, space.f_bavail * space.f_frsize)
 
     def backlog(self) -> Backlog | None:
         """What waits for a signed head, from all processes that write here; None where this one signs none.

@@ -22,7 +22,7 @@ from cra_middleware._ids import is_id
 from cra_middleware.errors import SinkError
 from cra_middleware.trace.pruned import WRITER as PRUNED
 from cra_middleware.trace.pruned import Pruned, PrunedError
-from cra_middleware.trace.sink import Health, Query, SessionLog
+from cra_middleware.trace.sink import Health, Query, SessionLog, room
 from cra_middleware.trace.sinks.claims import Claims
 from cra_middleware.trace.sinks.sqlite_log import SqliteLog
 from cra_middleware.trace.sinks.sqlite_pruning import last_lines, prune, pruned_ids, read_pruned
@@ -125,8 +125,7 @@ class SqliteSink:
             return Health(False, str(error))
         except OSError as error:
             return Health(False, f"{self._path} cannot be looked at: {error.strerror}")
-        free = space.f_bavail * space.f_frsize
-        return Health(free > 1 << 20, f"{self._path} can be written; {free >> 20} MiB are free")
+        return room(self._path, space.f_bavail * space.f_frsize)
 
     def pruned_ids(self) -> list[str]:
         """The sessions that were pruned.
