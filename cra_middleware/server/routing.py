@@ -39,6 +39,7 @@ _WHO_SECONDS = 2.0
 """How long it may take to find out who asks for what everybody may read; then it is told as to anybody."""
 _PUBLIC_SECONDS = 10.0
 _SMALL_BYTES = 64 * 1024
+_OF_PROXIES = ("x-forwarded-for", "x-forwarded-host", "forwarded", "x-real-ip", "via")
 _LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
@@ -260,13 +261,16 @@ def check_origin(connection: HTTPConnection, is_open: bool) -> None:
     """Keep web pages of others out: a browser sends its user's cookies, and reaches what listens on loopback.
 
     Raises:
-        Fault: when the request comes from a page of another site, or under a name that is not ours.
+        Fault: when the request comes from a page of another site, under a name that is not ours, or by a proxy where
+            nobody is asked who they are.
     """
     host, origin = connection.headers.get("host", ""), connection.headers.get("origin")
     if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
         raise Fault("FORBIDDEN", "this server answers no other site's pages")
     if is_open and urlsplit(f"//{host}").hostname not in _LOCAL_HOSTS:
         raise Fault("FORBIDDEN", "without keys this server answers to localhost only")
+    if is_open and any(name in connection.headers for name in _OF_PROXIES):  # its clients are not on this machine
+        raise Fault("FORBIDDEN", "without keys this server answers to no proxy: make a key (cra apikeys create)")
 
 
 def read_json(data: bytes, depth: int) -> dict[str, object]:

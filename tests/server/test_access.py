@@ -208,6 +208,18 @@ def request_of(served: Served, session_id: str, agent_id: str) -> dict[str, Any]
     }
 
 
+@pytest.mark.parametrize("name", ["X-Forwarded-For", "x-forwarded-host", "Forwarded", "x-real-ip", "via"])
+def test_without_keys_a_proxy_lets_nobody_in(serve: Serve, name: str) -> None:
+    """A proxy on this machine comes from loopback, perhaps under its name: whom it asks for is somebody else."""
+    told = {name: "192.0.2.7", "host": "127.0.0.1:8420"}
+    anyone = Caller(serve(with_keys=False), told)
+    for path in ("/v1/sessions", "/v1/health", "/"):
+        assert anyone.get(path).status_code == 403, path
+    assert "make a key" in anyone.get("/v1/sessions").json()["error"]["message"]
+    bot = serve().by("bot")
+    assert bot.get("/v1/sessions", headers=told).status_code == 200
+
+
 def test_pages_of_other_sites_get_nothing(serve: Serve) -> None:
     """A browser that is led to this server carries the page's origin; without keys, only localhost is answered."""
     served = serve(with_keys=False)
