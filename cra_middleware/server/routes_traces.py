@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from urllib.parse import urlencode
 
 import orjson
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
@@ -17,6 +18,7 @@ from cra_middleware.server.faults import Fault, fault_of
 from cra_middleware.server.routes_sessions import AGENTS, READERS, session_json
 from cra_middleware.server.routing import Ask, Routes, Said, respond, said_of
 from cra_middleware.server.wire import Note, read_body
+from cra_middleware.trace.query import place_of
 
 NDJSON = "application/x-ndjson"
 POLL_SECONDS = 0.25
@@ -32,19 +34,27 @@ def add_traces(routes: Routes, archive: Archive) -> None:
 
     def page(ask: Ask) -> Said:
         session_id = ask.path["session_id"]
-        lines = archive.page(
-            ask.caller,
-            session_id,
-            ask.query.get("event_type"),
+        kind = ask.query.get("event_type")
+        since, limit = (
             ask.whole_number("since_sequence", None, 0, 2**53),
             ask.whole_number("limit", 100, 1, 1000) or 100,
         )
+        found = archive.page(ask.caller, session_id, kind, since, limit + 1)
+        lines = found[:limit]
+        headers = {}
+        if len(found) > limit:  # lines do not show that others follow, and a part would be taken for the whole
+            rest = {
+                "since_sequence": place_of(lines[-1]).sequence,
+                "limit": limit,
+                **({"event_type": kind} if kind else {}),
+            }
+            headers["link"] = f'</v1/traces/{session_id}?{urlencode(rest)}>; rel="next"'
         if NDJSON in ask.headers.get("accept", ""):
-            return Said(200, b"".join(lines), media_type=NDJSON)
+            return Said(200, b"".join(lines), headers, NDJSON)
         events = [orjson.loads(line) for line in lines]
         total = archive.count(session_id)
         told = {"events": events, "session_id": session_id, "total": total, "last_sequence": max(0, total - 1)}
-        return Said(200, told)
+        return Said(200, told, headers)
 
     def verify(ask: Ask) -> Said:
         return Said(200, verdict_json(archive.verify(ask.caller, ask.path["session_id"])))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 from uuid import uuid4
 
@@ -251,6 +252,34 @@ def test_atlases_are_posted_and_deleted(serve: Serve) -> None:
     write(served, "tests.json", manifest(policies=policies()))
     served.service.host.tend()
     assert boss.get("/v1/atlases").json()["total"] == 1
+
+
+@pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])
+def test_a_trace_that_goes_on_says_so(served: Served, accept: str) -> None:
+    """A page that is not the last names the next one: a part of a trace must not be taken for the whole."""
+    bot = served.by("bot")
+    name = bot.session()
+    for _ in range(2):
+        bot.execute(name)
+
+    def page(path: str) -> tuple[list[dict[str, Any]], str | None]:
+        answer = bot.get(path, headers={"accept": accept})
+        lines = [json.loads(line) for line in answer.content.splitlines()]
+        link = re.fullmatch('<(.*)>; rel="next"', answer.headers.get("link", ""))
+        return (lines[0]["events"] if accept == "application/json" else lines), None if link is None else link[1]
+
+    whole, after_it = page(f"/v1/traces/{name}")
+    assert (len(whole) > 5, after_it) == (True, None)
+    assert page(f"/v1/traces/{name}?limit={len(whole)}") == (whole, None)
+    for kind in ("", "&event_type=action.approved"):
+        wanted = [event for event in whole if not kind or event["event_type"] == "action.approved"]
+        found, path = page(f"/v1/traces/{name}?limit=1{kind}")
+        while path is not None:
+            assert path.startswith(f"/v1/traces/{name}?")
+            more, path = page(path)
+            assert len(more) == 1
+            found += more
+        assert found == wanted
 
 
 def test_traces_are_read_in_parts(served: Served) -> None:
