@@ -18,7 +18,6 @@ from cra_middleware.server.faults import Fault, fault_of
 from cra_middleware.server.routes_sessions import AGENTS, READERS, session_json
 from cra_middleware.server.routing import Ask, Routes, Said, respond, said_of
 from cra_middleware.server.wire import Note, read_body
-from cra_middleware.trace.query import place_of
 
 NDJSON = "application/x-ndjson"
 POLL_SECONDS = 0.25
@@ -43,11 +42,8 @@ def add_traces(routes: Routes, archive: Archive) -> None:
         lines = found[:limit]
         headers = {}
         if len(found) > limit:  # lines do not show that others follow, and a part would be taken for the whole
-            rest = {
-                "since_sequence": place_of(lines[-1]).sequence,
-                "limit": limit,
-                **({"event_type": kind} if kind else {}),
-            }
+            rest = {"since_sequence": orjson.loads(lines[-1])["sequence"], "limit": limit}
+            rest |= {} if kind is None else {"event_type": kind}
             headers["link"] = f'</v1/traces/{session_id}?{urlencode(rest)}>; rel="next"'
         if NDJSON in ask.headers.get("accept", ""):
             return Said(200, b"".join(lines), headers, NDJSON)
