@@ -26,7 +26,7 @@ StoreOption = Annotated[
         "--store",
         metavar="FILE|URL",
         envvar="CRA_APPROVALS",
-        help="What Runtime(approvals=…) keeps: postgresql:// too.",
+        help="What Runtime(approvals=…) keeps, or a server: traces/server/approvals.db, postgresql://…",
     ),
 ]
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="An approval's id, or enough of its end.")]
