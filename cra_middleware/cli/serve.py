@@ -113,8 +113,8 @@ def serve(
     """Serve decisions, approvals and traces to agents in any language, on any machine.
 
     Agents are let in by API key (cra apikeys create) or bearer token. As long as no key was ever made, the server
-    answers on loopback only, and asks nobody who they are; no proxy may be in front then. What agents send and get is in
-    /v1/openapi.yaml; people see and answer in a browser, at /, what waits for them.
+    answers on loopback only, and asks nobody who they are; no proxy may be in front then. What agents send and get
+    is in /v1/openapi.yaml; people see and answer in a browser, at /, what waits for them.
 
     A changed Atlas is in force within two seconds; a broken one leaves the old one in force, and /v1/health says so.
     Servers with the same --store and --counters behave as one, behind any balancer; give them the same Atlases.
