@@ -143,7 +143,7 @@ def test_cached(serve: Any, tmp_path: Path) -> None:
     told["actions"][0]["parameters_schema"] = schema
     served: Served = serve(told)
     spool = tmp_path / "spool"
-    with served.connect(timeout_seconds=3, on_unreachable="cached", spool=spool) as runtime:
+    with served.connect(timeout_seconds=10, on_unreachable="cached", spool=spool) as runtime:
         session = runtime.session("bot", "Help")
         assert {action.action_id for action in unconditional(session.resolution)} == {"ticket.get", "ticket.list"}
         served.gone()
@@ -191,7 +191,7 @@ def test_cached_expires(serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """When the server's last answer has expired, nothing runs; what was begun is handed over by a later process."""
     served: Served = serve()
     spool = tmp_path / "spool"
-    runtime = served.connect(timeout_seconds=1, on_unreachable="cached", spool=spool)
+    runtime = served.connect(timeout_seconds=10, on_unreachable="cached", spool=spool)
     session = runtime.session("bot", "Help")
     served.gone()
     assert session.call("ticket.get", lambda: 1) == 1
@@ -214,7 +214,7 @@ def test_cached_where_nothing_may_run(
     """What was refused is recorded all the same, sync and async; a full disk changes nothing about it."""
     served: Served = serve(atlas(policies=[]))
     spool = tmp_path / "spool"
-    with served.connect(timeout_seconds=1, on_unreachable="cached", spool=spool) as runtime:
+    with served.connect(timeout_seconds=10, on_unreachable="cached", spool=spool) as runtime:
         session = runtime.session("bot", "Help")
         assert unconditional(session.resolution) == []
         served.gone()

@@ -166,7 +166,7 @@ def test_a_balancer_that_has_nobody_behind_it(serve: Any, between: Between) -> N
 def test_what_it_denied_meanwhile(serve: Any, tmp_path: Path) -> None:
     """The server's Atlas was changed: once it has said no, its earlier yes counts no more, whoever is away then."""
     served: Served = serve()
-    with served.connect(timeout_seconds=2, on_unreachable="cached", spool=tmp_path / "spool") as runtime:
+    with served.connect(timeout_seconds=10, on_unreachable="cached", spool=tmp_path / "spool") as runtime:
         session: Any = runtime.session("bot", "Help")
         served.gone()
         assert session.call("ticket.get", lambda: 1) == 1
@@ -188,7 +188,7 @@ def test_a_no_about_something_else(serve: Any, tmp_path: Path) -> None:
     told = atlas()
     told["actions"][0]["parameters_schema"] = {"type": "object", "required": ["n"]}
     served: Served = serve(told)
-    with served.connect(timeout_seconds=2, on_unreachable="cached", spool=tmp_path / "spool") as runtime:
+    with served.connect(timeout_seconds=10, on_unreachable="cached", spool=tmp_path / "spool") as runtime:
         session: Any = runtime.session("bot", "Help")
         for action_id in ("ticket.delete", "ticket.get", "refund.create"):
             with pytest.raises(CallRefused):
@@ -200,7 +200,7 @@ def test_a_no_about_something_else(serve: Any, tmp_path: Path) -> None:
 def test_a_session_that_was_ended_there(serve: Any, tmp_path: Path) -> None:
     """Whoever ended it meant it."""
     served: Served = serve()
-    with served.connect(timeout_seconds=2, on_unreachable="cached", spool=tmp_path / "spool") as runtime:
+    with served.connect(timeout_seconds=10, on_unreachable="cached", spool=tmp_path / "spool") as runtime:
         session: Any = runtime.session("bot", "Help")
         ended = httpx.delete(f"{served.url}/v1/sessions/{session.id}", headers={"x-api-key": served.key("bot")})
         assert ended.status_code == 204
@@ -229,7 +229,7 @@ def is_turned_away(session: Any) -> bool:
 def test_a_key_that_was_revoked(serve: Any, tmp_path: Path) -> None:
     """One session heard of it: nothing runs in any other, of this key's, when nobody is there any more."""
     served: Served = serve()
-    with served.connect(timeout_seconds=2, on_unreachable="cached", spool=tmp_path / "spool") as runtime:
+    with served.connect(timeout_seconds=10, on_unreachable="cached", spool=tmp_path / "spool") as runtime:
         sessions: list[Any] = [runtime.session("bot", "Help") for _ in range(3)]
         revoke(served, "bot")
         until(lambda: is_turned_away(sessions[0]))
@@ -305,7 +305,7 @@ def test_a_no_to_one_request(serve: Any, tmp_path: Path) -> None:
     narrow = served.key("narrow", agents=("bot",))
     spool = tmp_path / "spool"
     with LocalRuntime.connect(
-        served.url, api_key=narrow, timeout_seconds=2, on_unreachable="cached", spool=spool
+        served.url, api_key=narrow, timeout_seconds=10, on_unreachable="cached", spool=spool
     ) as runtime:
         session: Any = runtime.session("bot", "Help")
         with pytest.raises(CallRefused) as refused:
@@ -324,7 +324,7 @@ def test_facts_of_one_request(serve: Any, tmp_path: Path) -> None:
     """A request may suppose facts. The session's calls are not decided by them, at the server or here."""
     told = atlas(policies=[{"policy_id": "s", "type": "allow", "conditions": {"context_matches": {"env": "staging"}}}])
     served: Served = serve(told)
-    with served.connect(timeout_seconds=1, on_unreachable="cached", spool=tmp_path / "spool") as runtime:
+    with served.connect(timeout_seconds=10, on_unreachable="cached", spool=tmp_path / "spool") as runtime:
         session: Any = runtime.session("bot", "Help")
         with pytest.raises(CallRefused):
             session.call("ticket.get", never)
@@ -354,7 +354,7 @@ def test_what_a_narrower_request_denies(serve: Any, tmp_path: Path) -> None:
         }
     )
     served: Served = serve(told)
-    with served.connect(timeout_seconds=1, on_unreachable="cached", spool=tmp_path / "spool") as runtime:
+    with served.connect(timeout_seconds=10, on_unreachable="cached", spool=tmp_path / "spool") as runtime:
         session: Any = runtime.session("bot", "Help")
         runtime.resolve(
             {
@@ -372,7 +372,7 @@ def test_what_a_narrower_request_denies(serve: Any, tmp_path: Path) -> None:
 def test_a_machine_that_slept(serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its monotonic clock stood still; by the other one the server's answer has expired."""
     served: Served = serve()
-    with served.connect(timeout_seconds=1, on_unreachable="cached", spool=tmp_path / "spool") as runtime:
+    with served.connect(timeout_seconds=10, on_unreachable="cached", spool=tmp_path / "spool") as runtime:
         session: Any = runtime.session("bot", "Help")
         served.gone()
         assert session.call("ticket.get", lambda: 1) == 1
@@ -423,7 +423,7 @@ def test_one_that_runs_while_the_server_is_back(serve: Any, tmp_path: Path) -> N
     """Its outcome is recorded offline, and handed over with the rest."""
     served: Served = serve()
     spool = tmp_path / "spool"
-    with served.connect(timeout_seconds=1, on_unreachable="cached", spool=spool) as runtime:
+    with served.connect(timeout_seconds=10, on_unreachable="cached", spool=spool) as runtime:
         session: Any = runtime.session("bot", "Help")
         served.gone()
 
@@ -444,7 +444,7 @@ def test_two_processes_of_one_spool(serve: Any, tmp_path: Path) -> None:
     """They may hand the same file over at once: whoever is told that another is at it asks again, and none is lost."""
     served: Served = serve()
     spool = tmp_path / "spool"
-    with served.connect(timeout_seconds=1, on_unreachable="cached", spool=spool) as runtime:
+    with served.connect(timeout_seconds=10, on_unreachable="cached", spool=spool) as runtime:
         session: Any = runtime.session("bot", "Help")
         served.gone()
         for _ in range(3):
@@ -479,7 +479,7 @@ def test_another_session_of_that_id(serve: Any, tmp_path: Path, caplog: pytest.L
     """Somebody who saw the id begins one at the server: what was recorded offline is not taken for handed over."""
     served: Served = serve()
     spool = tmp_path / "spool"
-    with served.connect(timeout_seconds=1, on_unreachable="cached", spool=spool) as runtime:
+    with served.connect(timeout_seconds=10, on_unreachable="cached", spool=spool) as runtime:
         session: Any = runtime.session("bot", "Help")
         served.gone()
         assert session.call("ticket.get", lambda: 1) == 1
@@ -500,7 +500,7 @@ def test_a_long_absence(serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("cra_middleware.client.offline.MOST_EVENTS", 10)
     served: Served = serve()
     spool = tmp_path / "spool"
-    with served.connect(timeout_seconds=1, on_unreachable="cached", spool=spool) as runtime:
+    with served.connect(timeout_seconds=10, on_unreachable="cached", spool=spool) as runtime:
         session: Any = runtime.session("bot", "Help")
         served.gone()
         for _ in range(7):
@@ -517,7 +517,7 @@ import sys, time
 from cra_middleware import Runtime
 
 url, key, spool = sys.argv[1:]
-runtime = Runtime.connect(url, api_key=key, timeout_seconds=1, on_unreachable="cached", spool=spool)
+runtime = Runtime.connect(url, api_key=key, timeout_seconds=10, on_unreachable="cached", spool=spool)
 session = runtime.session("bot", "Help")
 print("ready", flush=True)
 sys.stdin.readline()

@@ -212,7 +212,7 @@ def test_what_a_tool_stands_for_is_never_older_than_a_minute(
     told = atlas(adapters={"crew": {"tools": {"find": "ticket.get"}}})
     served: Served = serve(told)
     more: dict[str, Any] = {"on_unreachable": "cached", "spool": tmp_path / "spool"} if how == "cached" else {}
-    with served.connect() as other, served.connect(timeout_seconds=1, **more) as runtime:
+    with served.connect() as other, served.connect(timeout_seconds=10, **more) as runtime:
         session = runtime.session("bot", "Help")
         tool = EnforcementPoint(runtime, "crew").tool("find")
         assert session.target_for("find", "crew").action_id == "ticket.get"

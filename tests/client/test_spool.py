@@ -211,7 +211,7 @@ def test_a_real_server_that_has_it_already(serve: Any, folder: Path) -> None:
 def test_a_session_that_ends_while_the_server_is_away(serve: Any, folder: Path) -> None:
     """What it recorded offline is handed over once the server is back, by the process that still lives."""
     served: Served = serve()
-    with served.connect(timeout_seconds=1, on_unreachable="cached", spool=folder) as runtime:
+    with served.connect(timeout_seconds=10, on_unreachable="cached", spool=folder) as runtime:
         session = runtime.session("bot", "Help")
         served.gone()
         assert session.call("ticket.get", lambda: 1) == 1
