@@ -30,7 +30,7 @@
     ├── ApprovalError            approvals: an answer does not count, or questions cannot be kept
     ├── CountersError            carp.quota: limits cannot be counted
     ├── SigningKeyError          keys: a key cannot be made or used
-    ├── OvertakenError           calls.elsewhere: another process answered the same request meanwhile
+    ├── OvertakenError           calls.held_request: another process decides the same request
     ├── AtServerError            client.remote_runtime: only the server can do that
     ├── StoreError               server.faults: something of the server's own cannot be read or written now
     │   ├── ApiKeyError          server.access

@@ -47,7 +47,7 @@ INNER: dict[str, list[set[str]]] = {
         {"sqlite_store", "postgres_store"},
     ],
     "calls": [
-        {"refusals", "running", "under_way", "places"},
+        {"refusals", "running", "under_way", "places", "held_request"},
         {"attempt"},
         {"desk", "keeping"},
         {"setting"},

@@ -16,6 +16,7 @@ from cra_middleware.calls.calls_under_way import CallsUnderWay
 from cra_middleware.calls.deciding import Deciding
 from cra_middleware.calls.desk import Granted, Refused
 from cra_middleware.calls.elsewhere import ELSEWHERE, Elsewhere
+from cra_middleware.calls.held_request import HeldRequests, OvertakenError
 from cra_middleware.calls.keeping import Recorder, Waiting
 from cra_middleware.calls.outcomes import Outcomes
 from cra_middleware.calls.places import Places
@@ -55,6 +56,7 @@ class CallPath:
         self._outcomes = Outcomes(writer, self._recorder, self._places, actions)
         self._under_way = CallsUnderWay(setting, identity, writer, resolved, self._outcomes)
         self._elsewhere = Elsewhere(writer, self._recorder, untold)
+        self.held = HeldRequests()
 
     @property
     def is_busy(self) -> bool:
@@ -99,6 +101,9 @@ class CallPath:
             assert isinstance(decision, Allow)  # what was approved is not asked about again
             yield from self._approve(attempt, decision, granted)
             return (yield from self._run(attempt, decision, body))
+        except OvertakenError as error:
+            attempt.operation.end("denied", "overtaken", str(error))
+            raise
         finally:
             self._under_way.leave(attempt)
 
@@ -116,15 +121,14 @@ class CallPath:
         finally:
             self._under_way.leave(attempt)
 
-    def let_run(self, call: ToolCall) -> LetRun:
-        """Authorise a call that another process runs.
+    def let_run(self, call: ToolCall, only_if: Callable[[], None] | None = None) -> LetRun:
+        """Authorise a call that another process runs; ``only_if`` raises when it must not be decided here any more.
 
         Raises:
             CallRefused: when it must not run.
-            OvertakenError: when another process has let the call of the same request run meanwhile.
+            OvertakenError: from ``only_if``; nothing of the call is kept, or taken up.
         """
-        with self._elsewhere.letting(call.request_key) as is_first:
-            let_run = OpenCall.begin(self.flow(call, only_if=is_first)).returned(ELSEWHERE)
+        let_run = OpenCall.begin(self.flow(call, only_if=only_if)).returned(ELSEWHERE)
         assert isinstance(let_run, LetRun)
         return let_run
 
@@ -168,6 +172,7 @@ class CallPath:
 
     def heard(self, event: Event) -> None:
         """Another process wrote this into the session's log."""
+        self.held.heard(event)
         self._elsewhere.heard(event)
         if event.event_type in ("action.executed", "action.failed"):
             self._outcomes.count()

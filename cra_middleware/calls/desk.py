@@ -27,6 +27,7 @@ from cra_middleware.approvals.approval import (
     Pending,
 )
 from cra_middleware.calls.attempt import Attempt
+from cra_middleware.calls.held_request import OvertakenError
 from cra_middleware.carp.call import Ask, Deny, ToolCall
 from cra_middleware.errors import ApprovalRequired
 from cra_middleware.interceptor import AskApproval, Interrupted, Suspended, Unanswered, Wait
@@ -112,7 +113,12 @@ class Desk:
             reason = f"{MAX_PENDING} calls of this session wait for a person already; wait for an answer"
             return Refused(_no(ask, reason), None)
         attempt.ask(ask)
-        yield from keep()
+        try:
+            yield from keep()
+        except OvertakenError as error:
+            if known is None:  # nobody waits for the answer
+                self.void(Granted(pending, ""), str(error))
+            raise
         if known is None:
             self._tell(pending)
         if asked is None:

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from cra_middleware.calls.attempt import Attempt, told
 from cra_middleware.calls.keeping import Recorder
-from cra_middleware.errors import CRAError
 from cra_middleware.trace.event import Event, Sealed
 from cra_middleware.trace.let_run import LetRun, Told, Untold
 from cra_middleware.trace.writer import ChainWriter
 
 ELSEWHERE = object()
 """What a flow is told instead of a tool's value, when another process runs the tool."""
-
-
-class OvertakenError(CRAError):
-    """Another process answered the same request meanwhile; nothing was let run here."""
 
 
 class Elsewhere:
@@ -29,7 +23,6 @@ class Elsewhere:
         self._untold = untold
         self._telling: dict[str, bool] = {}  # and whether another process was faster
         self._tellers: set[object] = set()
-        self._letting: dict[str, bool] = {}  # requests, and whether another process let run what they ask for
 
     @property
     def calls(self) -> tuple[LetRun, ...]:
@@ -50,35 +43,10 @@ class Elsewhere:
     def heard(self, event: Event) -> None:
         """Another process wrote this into the session's log."""
         self._untold.add(event)
-        if event.event_type == "action.approved":
-            call = self._untold.find(str(event.payload.get("execution_id")))
-            if call is not None and call.request_key in self._letting:
-                self._letting[call.request_key] = True
-        elif event.event_type in ("action.executed", "action.failed"):
+        if event.event_type in ("action.executed", "action.failed"):
             name = str(event.payload.get("execution_id"))
             if name in self._telling:
                 self._telling[name] = True
-
-    @contextmanager
-    def letting(self, request_key: str | None) -> Iterator[Callable[[], None]]:
-        """While the call of a request is decided; gives what raises once another process has let it run.
-
-        A process that was stopped and goes on long after asks before each try to keep its decision, and another one's
-        is read before a try can succeed: so of two, one is kept. A request without a key never comes again.
-        """
-        if request_key is None:
-            yield lambda: None
-            return
-        self._letting[request_key] = False
-
-        def is_first() -> None:
-            if self._letting[request_key]:
-                raise OvertakenError("another process has let the call of this request run")
-
-        try:
-            yield is_first
-        finally:
-            del self._letting[request_key]
 
     def tell(self, call: LetRun, outcome: Told) -> Sequence[Sealed]:
         """Record the outcome of one; the events that are kept with it.

@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Literal, NamedTuple
 
 from cra_middleware.calls.attempt import Attempt
+from cra_middleware.calls.held_request import OvertakenError
 from cra_middleware.calls.refusals import unavailable
 from cra_middleware.errors import SinkError
 from cra_middleware.interceptor import Raised, Wait
@@ -116,6 +117,8 @@ class Recorder:
             if not isinstance(reply, Raised):
                 return written
             failure = reply.error
+            if isinstance(failure, OvertakenError):
+                raise failure
             attempt.operation.seen(written)
             if written and written[-1].event_type == "action.approved":  # interrupted, and kept all the same
                 self._writer.owe(self._not_run(attempt))

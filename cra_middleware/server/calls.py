@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import orjson
 
 from cra_middleware._clock import parse_us, timestamp_text
 from cra_middleware.approvals.approval import ApprovalError
-from cra_middleware.calls.elsewhere import OvertakenError
+from cra_middleware.calls.held_request import HeldRequest, OvertakenError
 from cra_middleware.calls.refusals import class_words
 from cra_middleware.carp.call import ToolCall
 from cra_middleware.carp.tags import has_lost, read_tags
@@ -49,6 +50,7 @@ class Asked:
     digest: str
     trace_size: int | None
     """How long the trace was when nobody else could answer it any more."""
+    held: HeldRequest
     is_running: bool = False
     """An executor was let run: from then on the request must not be made again."""
 
@@ -73,17 +75,33 @@ class Calls:
         key = wanted.idempotency_key or body.request_id
         digest = digest_of([caller.identity, who.model_dump(), wanted.model_dump(exclude={"idempotency_key"})])
         with self._host.owned(caller, who.session_id, who.agent_id) as session:
-            claim = self._claim(session.id, key, digest)
-            if claim.answer is not None:
-                return claim.answer
-            asked = Asked(caller, session, body, key, digest, claim.trace_size)
-            try:
-                answer, call = self._answered(asked)
-                self._host.book.answer(session.id, key, answer, self._now_us(), call)
-            except BaseException:  # whatever it was, the request may be made again
-                self._host.book.give_back(session.id, key, forget=not asked.is_running)
-                raise
-            return answer
+            until = time.monotonic() + WAIT_SECONDS
+            while True:
+                with session.hold(key) as held, suppress(OvertakenError):
+                    return self._held(caller, session, body, key, digest, held)
+                if time.monotonic() > until:
+                    raise _busy()
+
+    def _held(
+        self, caller: Caller, session: LocalSession, body: Execute, key: str, digest: str, held: HeldRequest
+    ) -> Answer:
+        """The answer of who held the request before; else one of our own.
+
+        Raises:
+            Fault: as ``execute``.
+            OvertakenError: when another process has written of it: it may hold it, or have held it just before.
+        """
+        claim = self._claim(session.id, key, digest)
+        if claim.answer is not None:
+            return claim.answer
+        asked = Asked(caller, session, body, key, digest, claim.trace_size, held)
+        try:
+            answer, call = self._answered(asked)
+            self._host.book.answer(session.id, key, answer, self._now_us(), call)
+        except BaseException:  # whatever it was, the request may be made again
+            self._host.book.give_back(session.id, key, forget=not asked.is_running)
+            raise
+        return answer
 
     def reject(self, caller: Caller, body: Reject) -> CallRefused:
         """Record a call that the agent's framework refused by itself."""
@@ -124,12 +142,13 @@ class Calls:
         call = self._call(asked)
         if self._host.is_shared:
             session.refresh(asked.trace_size)  # a process that died, or could not answer, may have let it run
+            asked.held.check()  # whoever wrote just now may still answer; what is older is known the next time
         before = self._unanswered(asked, call)
         executor = self._executors.get(call.action_id)
         try:
             if executor is not None and has_lost(call):
                 raise session.reject(call, "an argument is an object of the agent's own: the server cannot run it")
-            let = before or self._let_run(asked, call)
+            let = before or session.let_run(call, asked.held)
         except (SessionEnded, AuditUnavailable):  # nothing was recorded: the same request may be made again
             raise
         except CallRefused as error:
@@ -140,15 +159,6 @@ class Calls:
         if executor is not None:
             return self._ran(asked, call, executor, let), None
         return self._let(asked, let), self._row(asked, let)
-
-    def _let_run(self, asked: Asked, call: ToolCall) -> LetRun:
-        try:
-            return asked.session.let_run(call)
-        except OvertakenError as error:  # this process was stopped for longer than a lease, or the other one was
-            let = self._unanswered(asked, call)
-            if let is None:
-                raise _busy() from error
-            return let
 
     def _unanswered(self, asked: Asked, call: ToolCall) -> LetRun | None:
         """What a process let run for this request and did not answer, because it died or was stopped.

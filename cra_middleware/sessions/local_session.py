@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 from cra_middleware.approvals.approval import Approver
 from cra_middleware.calls.call_flow import CallPath
+from cra_middleware.calls.held_request import HeldRequest
 from cra_middleware.calls.keeping import Recorder
 from cra_middleware.calls.setting import Identity, Setting
 from cra_middleware.carp.call import Ask, Deny, ToolCall
@@ -143,14 +145,18 @@ class LocalSession(Session):
     ) -> Flow:
         return self._calls.flow(call, body, stream=stream, approver=approver)
 
-    def let_run(self, call: ToolCall) -> LetRun:
+    def hold(self, request_key: str) -> AbstractContextManager[HeldRequest]:
+        """While a request is answered here, which another process may take over."""
+        return self._calls.held.hold(request_key)
+
+    def let_run(self, call: ToolCall, held: HeldRequest | None = None) -> LetRun:
         """Authorise a call that another process runs, once; ``tell`` records its outcome, in whatever process.
 
         Raises:
             CallRefused: when the tool must not run.
-            OvertakenError: when another process has let the call of the same request run meanwhile.
+            OvertakenError: when another process has taken over the request that is ``held``.
         """
-        return self._calls.let_run(call)
+        return self._calls.let_run(call, None if held is None else held.check)
 
     @property
     def untold(self) -> tuple[LetRun, ...]:
