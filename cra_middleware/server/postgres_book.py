@@ -257,11 +257,18 @@ class PostgresBook:
         self._tidy(f"{calls} AND NOT EXISTS ({here})", (before_us,))
 
     def renew(self) -> None:
-        """Hold on to what this process answers now."""
+        """Hold on to what this process answers now, and to nothing that it could not give back."""
         with self._lock:
-            if not self._running:
-                return
-        self._change(f"UPDATE cra_book_claims SET until = {_LATER} WHERE holder = %s", (self._lease, self._holder))
+            running = list(self._running)
+        if not running:
+            return
+        sessions, keys = ([_bytes(name[place]) for name in running] for place in (0, 1))
+        self._change(
+            f"UPDATE cra_book_claims AS known SET until = {_LATER} "
+            "FROM unnest(%s::bytea[], %s::bytea[]) AS answered (session_id, key) "
+            "WHERE known.session_id = answered.session_id AND known.key = answered.key AND holder = %s",
+            (self._lease, sessions, keys, self._holder),
+        )
 
     @property
     def _holder(self) -> str:

@@ -292,6 +292,27 @@ def test_who_lost_its_lease_cannot_answer(opened: tuple[str, Open]) -> None:
     assert one.claim("s1", "k") == Claim("answered", DONE)
 
 
+def test_a_claim_that_could_not_be_given_back_runs_out(
+    opened: tuple[str, Open], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database was away just then; that the process answers other requests since does not hold it on."""
+    _, start = opened
+    one, other = start(lease_seconds=0.6), start()
+    assert one.claim("s1", "k").state == one.claim("s1", "other").state == "new"
+
+    def away(*given: object, **more: object) -> None:
+        raise BookError("the database is away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(one._database, "twice", away)
+        with pytest.raises(BookError):
+            one.give_back("s1", "k")
+    time.sleep(1)
+    one.renew()
+    assert other.claim("s1", "other").state == "running"
+    assert other.claim("s1", "k").state == "new"
+
+
 def test_a_killed_process_holds_a_request_for_its_lease(opened: tuple[str, Open]) -> None:
     """Then another answers; where something runs already, it tells the answer that was left for that."""
     conninfo, start = opened
