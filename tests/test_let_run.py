@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 
 from cra_middleware import ActionDenied, Atlas, Runtime, SessionEnded, verify
 from cra_middleware.testing import FrozenClock
-from cra_middleware.trace.let_run import Told
+from cra_middleware.trace.event import Event
+from cra_middleware.trace.let_run import Told, Untold
 from cra_middleware.trace.sinks.jsonl import JsonlSink
 from tests.conftest import NOON, manifest, policies
 
@@ -123,3 +125,23 @@ def test_a_resolution_counts_on(tmp_path: Path) -> None:
         with open_runtime(tmp_path, clock, policies=policies()) as runtime:
             runtime.resume(name, keep=True, renew=False)
         assert kinds(tmp_path, name).count("carp.resolution.completed") == count
+
+
+def test_questions_that_nobody_answers_take_no_memory() -> None:
+    """Of what another process asks for again and again, what it would be needed for is kept, and no more."""
+    untold = Untold()
+    large = "x" * 10_000
+
+    def event(kind: str, name: str, **payload: object) -> Event:
+        said = {"execution_id": name, "action_id": "refund.create", "resolution_id": "r", **payload}
+        return Event("e", "t", "s", None, "n", 0, NOON, kind, said, "", "")
+
+    tracemalloc.start()
+    try:
+        for number in range(20_000):
+            untold.add(event("action.requested", f"c{number}", request_key=f"k{number}", parameters={"n": large + "y"}))
+        untold.add(event("action.approved", "c19999"))
+        assert tracemalloc.get_traced_memory()[0] < 8_000_000
+    finally:
+        tracemalloc.stop()
+    assert [call.execution_id for call in untold.asked_by("k19999")] == ["c19999"]

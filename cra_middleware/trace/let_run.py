@@ -8,6 +8,10 @@ from typing import NamedTuple
 from cra_middleware._clock import parse_us
 from cra_middleware.trace.event import Event
 
+MAX_UNDECIDED = 4096
+"""Requests that are remembered for their decision, which is kept with them or once a person has answered; more than one
+session can have under way."""
+
 
 class LetRun(NamedTuple):
     """One call that was approved, and what its outcome needs to join it."""
@@ -36,11 +40,21 @@ class Told(NamedTuple):
     result_hash: str | None = None
 
 
+class _Asked(NamedTuple):
+    """What of a request its decision does not repeat."""
+
+    tool_name: str
+    tool_call_id: str | None
+    agent_name: str | None
+    parameters_hash: str
+    request_key: str | None
+
+
 class Untold:
     """Takes the events of one session in their order; keeps the calls whose outcome is not among them."""
 
     def __init__(self) -> None:
-        self._requested: dict[str, Event] = {}
+        self._requested: dict[str, _Asked] = {}
         self._approved: dict[str, LetRun] = {}
         self._asked: dict[str, dict[str, LetRun]] = {}  # the same, by the request for them
         self._lock = threading.Lock()  # around both
@@ -71,9 +85,11 @@ class Untold:
         if not isinstance(name, str):
             return
         if kind == "action.requested":
-            self._requested[name] = event
+            self._requested[name] = _asked(event)
+            if len(self._requested) > MAX_UNDECIDED:  # a question that nobody answered has no decision
+                del self._requested[next(iter(self._requested))]
         elif kind == "action.approved":
-            asked = self._requested.get(name)
+            asked = self._requested.pop(name, None)
             if asked is not None:
                 self.put(_let_run(asked, event))
         elif kind in ("action.denied", "action.executed", "action.failed"):
@@ -95,21 +111,22 @@ class Untold:
         return tuple(self._approved.values())
 
 
-def _let_run(asked: Event, approved: Event) -> LetRun:
+def _asked(event: Event) -> _Asked:
     def said(key: str) -> str | None:
-        value = asked.payload.get(key)
+        value = event.payload.get(key)
         return value if isinstance(value, str) else None
 
+    hashed = said("parameters_hash") or ""
+    return _Asked(said("tool_name") or "", said("tool_call_id"), said("agent_name"), hashed, said("request_key"))
+
+
+def _let_run(asked: _Asked, approved: Event) -> LetRun:
     return LetRun(
         approved.span_id,
         approved.parent_span_id,
         str(approved.payload["execution_id"]),
         str(approved.payload["action_id"]),
         str(approved.payload["resolution_id"]),
-        said("tool_name") or "",
-        said("tool_call_id"),
-        said("agent_name"),
-        said("parameters_hash") or "",
-        said("request_key"),
+        *asked,
         parse_us(approved.timestamp),
     )
