@@ -59,6 +59,10 @@ class Answer(NamedTuple):
     retry_after_seconds: float | None = None
 
 
+USED_UP = Answer("", 409, b"")
+"""Kept as the answer to a request whose call was let run and closed before anybody was told of it."""
+
+
 class Claim(NamedTuple):
     """Whether a request is a new one."""
 

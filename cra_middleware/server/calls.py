@@ -22,7 +22,7 @@ from cra_middleware.carp.call import ToolCall
 from cra_middleware.carp.tags import has_lost, read_tags
 from cra_middleware.errors import AuditUnavailable, CallRefused, CRAError, SessionEnded
 from cra_middleware.server.access import Caller
-from cra_middleware.server.book import Answer, Claim, ExecutionRow
+from cra_middleware.server.book import USED_UP, Answer, Claim, ExecutionRow
 from cra_middleware.server.faults import Fault, fault_of
 from cra_middleware.server.host import Host
 from cra_middleware.server.reports import Reports
@@ -118,6 +118,8 @@ class Calls:
             if claim.state == "new":
                 return claim
             if claim.answer is not None:
+                if claim.answer == USED_UP:
+                    raise _used_up()
                 if claim.answer.digest != digest:
                     raise Fault("IDEMPOTENCY_CONFLICT", "this key was used for another call; take a new one")
                 waits_for = claim.answer.approval_id
@@ -170,8 +172,7 @@ class Calls:
             if self._host.book.execution(let.execution_id) is not None:
                 continue
             if not _is_of(let, call):
-                message = "this key was used for a call that nobody was told of; take a new one"
-                raise Fault("IDEMPOTENCY_CONFLICT", message)
+                raise _used_up()
             return let
         return None
 
@@ -261,6 +262,10 @@ def _is_of(let: LetRun, call: ToolCall) -> bool:
         return False
     named = let.action_id, let.tool_name, let.tool_call_id, let.agent_name, let.parameters_hash
     return named == (call.action_id, call.tool_name, call.tool_call_id, call.agent_name, call.digest)
+
+
+def _used_up() -> Fault:
+    return Fault("IDEMPOTENCY_CONFLICT", "this key was used for a call that nobody was told of; take a new one")
 
 
 def _busy() -> Fault:

@@ -10,7 +10,7 @@ import orjson
 
 from cra_middleware.errors import CRAError, SinkError
 from cra_middleware.server.access import Caller
-from cra_middleware.server.book import Answer, ExecutionRow
+from cra_middleware.server.book import USED_UP, Answer, ExecutionRow
 from cra_middleware.server.faults import Fault
 from cra_middleware.server.host import Host
 from cra_middleware.server.wire import Report, digest_of
@@ -83,7 +83,7 @@ class Reports:
             self._give_up(row)
         for session in self._host.table.open_sessions():
             for call in session.untold:  # the book need not know one that was let run when a process died
-                if now_us >= self.deadline_us(call):
+                if now_us >= self.deadline_us(call) and self._use_up(session.id, call):
                     self._give_up(ExecutionRow(call.execution_id, session.id, "", self.deadline_us(call)))
         if now_us - self._pruned_us > 60_000_000:
             self._pruned_us = now_us
@@ -141,6 +141,22 @@ class Reports:
         code, message = (body.error.code, body.error.message) if body.error is not None else ("ToolError", "")
         code = code if _CODE.fullmatch(code) else "ToolError"
         return code, message[:1000] if self._full and message else f"the agent says that the tool raised {code}"
+
+    def _use_up(self, session_id: str, call: LetRun) -> bool:
+        """Whether a call may be closed. Where nobody was told of it, the same request is not decided again: its key is
+        used up; while the request is answered, somebody may be told yet."""
+        book, key = self._host.book, call.request_key
+        if key is None or book.execution(call.execution_id) is not None:
+            return True
+        claim = book.claim(session_id, key)
+        if claim.state == "new":
+            row = ExecutionRow(call.execution_id, session_id, "", self.deadline_us(call))
+            try:
+                book.answer(session_id, key, USED_UP, self._now_us(), row)
+            except BaseException:  # whatever it was, it is tried again
+                book.give_back(session_id, key)
+                raise
+        return claim.state != "running"
 
     def _give_up(self, row: ExecutionRow) -> None:
         known = self._host.book.session(row.session_id)

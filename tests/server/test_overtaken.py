@@ -15,6 +15,7 @@ from cra_middleware._clock import SystemClock
 from tests.conftest import manifest
 from tests.server.serving import ASKED, Caller, code
 from tests.server.test_shared import Sharing, Two, two_under
+from tests.server.test_taken_up import fails_to_answer
 
 LIMIT = {
     "policy_id": "one",
@@ -197,3 +198,24 @@ def test_a_question_that_was_asked_at_the_other_server_is_no_other_decision(two:
     ann = Caller(other, {"x-api-key": one.key("ann", "approver")})
     assert ann.post(f"/v1/approvals/{approval_id}/approve", {}).status_code == 200
     assert here.post("/v1/execute", body).json()["status"] == "success"
+
+
+@pytest.mark.parametrize("closes", ["one", "other"])
+def test_a_call_that_was_closed_before_the_request_came_again(
+    two: Two, monkeypatch: pytest.MonkeyPatch, closes: str
+) -> None:
+    """Its server could not answer, and nobody asked again in time: at either the key is used up, and nothing counts."""
+    one, other, here, there = two
+    name = here.session()
+    body = here.execution(name)
+    fails_to_answer(one, here, body, monkeypatch)
+    there.execute(name)
+    reports = getattr(two, closes).service.reports
+    monkeypatch.setattr(reports, "_now_us", lambda: SystemClock().wall_us() + 901_000_000)
+    reports.sweep()
+    for caller in (here, there):
+        again = caller.post("/v1/execute", body)
+        assert code(again) == (409, "IDEMPOTENCY_CONFLICT")
+        assert not again.json()["error"]["recoverable"]
+    kinds = here.kinds(name)
+    assert (kinds.count("action.approved"), kinds.count("action.failed")) == (2, 2)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from cra_middleware.server.book import BookError
-from tests.conftest import manifest
+from cra_middleware.testing import FrozenClock
+from tests.conftest import NOON, manifest
 from tests.server.serving import Caller, Serve, Served, code
 
 
@@ -155,3 +156,49 @@ def test_a_call_for_the_server_that_was_let_run_before_it_stopped_is_run_once(
         assert bot.post("/v1/execute", body).json()["status"] == "success"
     assert ran == [1]
     assert bot.kinds(name).count("action.requested") == 1
+
+
+def test_a_key_whose_call_nobody_was_told_of_in_time_is_used_up(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call is closed, and the same request is not decided, or counted, once more."""
+    clock = FrozenClock(NOON)
+    served = serve(manifest(), clock=clock)
+    bot = served.by("bot")
+    name = bot.session()
+    fails_to_answer(served, bot, bot.execution(name, idempotency_key="k"), monkeypatch)
+    told = bot.execute(name, idempotency_key="told").json()
+    clock.advance(901)
+    served.service.reports.sweep()
+    served.service.reports.sweep()
+    for _ in range(2):
+        again = bot.execute(name, idempotency_key="k")
+        assert code(again) == (409, "IDEMPOTENCY_CONFLICT")
+        assert "nobody was told of" in again.text
+        assert not again.json()["error"]["recoverable"]
+    assert bot.execute(name, idempotency_key="told").json() == told
+    kinds = bot.kinds(name)
+    assert (kinds.count("action.approved"), kinds.count("action.failed")) == (2, 2)
+    assert bot.execute(name, idempotency_key="k2").status_code == 200
+
+
+def test_a_call_is_not_closed_while_its_request_is_answered(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However late that is: the answer is the call, which is closed when nobody tells of it."""
+    clock = FrozenClock(NOON)
+    served = serve(manifest(), clock=clock)
+    bot = served.by("bot")
+    name = bot.session()
+    book, reports = served.service.host.book, served.service.reports
+    keep = book.answer
+
+    def late(*asked: Any, **more: Any) -> None:
+        clock.advance(901)
+        reports.sweep()
+        keep(*asked, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(book, "answer", late)
+        call = bot.execute(name, idempotency_key="k")
+    assert call.status_code == 200
+    assert bot.kinds(name).count("action.failed") == 0
+    reports.sweep()
+    assert bot.kinds(name).count("action.failed") == 1
+    assert bot.execute(name, idempotency_key="k").json() == call.json()
