@@ -214,12 +214,14 @@ class ChainBroken(TraceError):
 class SinkError(TraceError):
     """A sink did not keep an event; nothing of it is in the log.
 
-    ``is_transient`` says that the same write may go through a moment later (a full disk, a full queue).
+    ``is_transient`` says that the same write may go through a moment later (a full disk, a full queue), ``is_unsure``
+    that it may have gone through all the same: nobody heard what became of it.
     """
 
     code = "io_error"
     http_status = 502
 
-    def __init__(self, message: str, *, is_transient: bool = False) -> None:
+    def __init__(self, message: str, *, is_transient: bool = False, is_unsure: bool = False) -> None:
         self.is_transient = is_transient
+        self.is_unsure = is_unsure
         super().__init__(message)

@@ -224,6 +224,8 @@ class CallPath:
             if attempt.has_waited and attempt.call.changed():
                 raise self._changed_at_last(attempt, decision, granted.approval_id if granted else None)
         except BaseException:  # not kept, or interrupted or changed while it waited: the tool does not run
+            if self._may_be_let_run(attempt):  # whoever finds it in the trace takes it for decided, and counted
+                raise
             self._places.release(decision.reservations)
             if granted is not None:
                 self._setting.desk.give_back(granted)
@@ -231,6 +233,10 @@ class CallPath:
         if decision.shadows and self._setting.on_shadow is not None:
             for shadow in decision.shadows:
                 self._setting.on_shadow(attempt.call, shadow)
+
+    def _may_be_let_run(self, attempt: Attempt) -> bool:
+        """Whether a decision that could not be kept is, or may be, in the trace: its connection was lost."""
+        return self._writer.may_hold(*attempt.unwritten) or self._elsewhere.has(attempt.execution_id)
 
     def _changed_at_last(self, attempt: Attempt, decision: Allow, approval_id: str | None) -> CallRefused:
         """Whoever holds the arguments changed them while the decision was being written: it is in the trace already."""

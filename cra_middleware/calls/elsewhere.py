@@ -34,6 +34,10 @@ class Elsewhere:
         """Whether somebody tells of a call at this moment."""
         return bool(self._tellers)
 
+    def has(self, execution_id: str) -> bool:
+        """Whether a call is one of them."""
+        return self._untold.find(execution_id) is not None
+
     def add(self, attempt: Attempt) -> LetRun:
         """One that was let run, and whose decision is kept."""
         call = attempt.let_run(self._writer.now_us())

@@ -21,6 +21,8 @@ class _Try(NamedTuple):
     sealed: Sequence[Sealed]
     missed: int
     """What the first of its events says is missing in the trace; 0: it says nothing of the kind."""
+    is_open: bool
+    """It may have been kept."""
 
 
 class _Kept(NamedTuple):
@@ -60,9 +62,14 @@ class Unsure:
                     left.append(kept.event)
         return left
 
-    def tried(self, entries: Sequence[object], sealed: Sequence[Sealed], missed: int) -> None:
-        """A try at the end of the log as we know it."""
-        self._tries = [*self._tries[-MAX_TRIES:], _Try(tuple(entries), sealed, missed)]
+    def tried(self, entries: Sequence[object], sealed: Sequence[Sealed], missed: int, is_open: bool) -> None:
+        """A try at the end of the log as we know it; ``is_open`` when it may have been kept."""
+        self._tries = [*self._tries[-MAX_TRIES:], _Try(tuple(entries), sealed, missed, is_open)]
+
+    def may_hold(self, entries: Sequence[object]) -> bool:
+        """Whether one of these may be kept by a try that nothing was heard of since."""
+        names = {id(entry) for entry in entries}
+        return any(one.is_open and any(id(entry) in names for entry in one.entries) for one in self._tries)
 
     def moved(self) -> None:
         """The log goes on behind the end that they were tried at: what was not found is not there."""

@@ -131,6 +131,10 @@ class ChainWriter:
             for event in self._unsure.give_up(entries):
                 self._heard(event)
 
+    def may_hold(self, *entries: Draft) -> bool:
+        """Whether entries that were not kept may be there all the same, as far as anybody knows by now."""
+        return self._is_shared and self._unsure.may_hold(entries)
+
     def owe(self, entry: Draft) -> None:
         """Keep ``entry`` with the next write. Takes no lock, so a finaliser may call it."""
         self._owed.append(entry)
@@ -247,9 +251,9 @@ class ChainWriter:
                 break
             except MovedError:
                 self._read_on(batch)
-            except BaseException:  # an interrupt, too, leaves unknown whether it was kept
+            except BaseException as error:  # an interrupt, too, leaves unknown whether it was kept
                 if self._is_shared:  # the connection may have broken behind the commit
-                    self._unsure.tried(rest, sealed, missed)
+                    self._unsure.tried(rest, sealed, missed, not isinstance(error, SinkError) or error.is_unsure)
                 raise
         # One statement, so that no interrupt comes between: what is kept must not be owed any more.
         self._end, self._paid, self._missed = end, owed, self._missed - missed

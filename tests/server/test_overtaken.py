@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cra_middleware._clock import SystemClock
+from cra_middleware.errors import SinkError
+from cra_middleware.trace.sink import MovedError
 from tests.conftest import manifest
 from tests.server.serving import ASKED, Caller, code
 from tests.server.test_shared import Sharing, Two, two_under
@@ -205,7 +207,7 @@ def test_a_call_that_was_closed_before_the_request_came_again(
     two: Two, monkeypatch: pytest.MonkeyPatch, closes: str
 ) -> None:
     """Its server could not answer, and nobody asked again in time: at either the key is used up, and nothing counts."""
-    one, other, here, there = two
+    one, _, here, there = two
     name = here.session()
     body = here.execution(name)
     fails_to_answer(one, here, body, monkeypatch)
@@ -219,3 +221,30 @@ def test_a_call_that_was_closed_before_the_request_came_again(
         assert not again.json()["error"]["recoverable"]
     kinds = here.kinds(name)
     assert (kinds.count("action.approved"), kinds.count("action.failed")) == (2, 2)
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_a_place_is_not_given_back_for_a_call_that_may_be_in_the_trace(
+    two: Two, monkeypatch: pytest.MonkeyPatch, is_kept: bool
+) -> None:
+    """The database went away behind the commit, or before it, and nobody heard which: a call that is let run when it
+    is back has its place."""
+    one, _, here, there = two
+    name = here.session()
+    there.execute(name)
+    body = here.execution(name, "ticket.update")
+    log = session_at(one, name)._writer._log
+    append = log.append
+
+    def breaks(*given: Any) -> None:
+        if is_kept:
+            with suppress(MovedError):
+                append(*given)
+        raise SinkError("the database is away", is_transient=True, is_unsure=True)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(log, "append", breaks)
+        assert code(here.post("/v1/execute", body)) == (500, "STORAGE_LOCKED")
+    again = here.post("/v1/execute", body)
+    assert again.status_code == (200 if is_kept else 429), again.text
+    assert code(there.execute(name, "ticket.update")) == (429, "RATE_LIMIT_EXCEEDED")

@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 
 from cra_middleware import Atlas, Runtime, _postgres
+from cra_middleware._ids import new_id
 from cra_middleware.errors import AuditUnavailable, ChainBroken, SinkError
 from cra_middleware.trace.sinks.postgres import PostgresSink
 from tests.conftest import manifest
+from tests.cutting_proxy import CuttingProxy
 from tests.trace.places import in_child
 from tests.trace.postgres_server import database
 
@@ -90,6 +92,26 @@ def test_a_commit_whose_answer_is_lost(conninfo: str, sink: PostgresSink) -> Non
     log.append(4, b"two\n", 2)
     assert list(log.lines()) == [b"one\n", b"two\n"]
     log.close()
+
+
+def test_what_became_of_a_shared_write_is_said_to_be_unsure_only_where_it_was_sent(conninfo: str) -> None:
+    """Its answer was lost; not so where another one's lock was in the way, or where there is no connection at all."""
+    parts = psycopg.conninfo.conninfo_to_dict(conninfo)
+    proxy = CuttingProxy(str(parts["host"]), int(str(parts["port"])))
+    through = psycopg.conninfo.make_conninfo(conninfo, hostaddr="127.0.0.1", port=proxy.port, sslmode="disable")
+    with closing(proxy), closing(PostgresSink(through, timeout_seconds=1, shared=True)) as sink:
+        log = sink.create(new_id())
+        with psycopg.connect(conninfo) as other:
+            other.execute("SELECT FROM cra_sessions FOR UPDATE")
+            with pytest.raises(SinkError) as locked:
+                log.append(0, b"{}\n", 1)
+        proxy.lose(1)
+        with pytest.raises(SinkError) as lost:
+            log.append(0, b"{}\n", 1)
+        proxy.close()
+        with pytest.raises(SinkError) as away:
+            log.append(3, b"{}\n", 2)
+    assert [found.value.is_unsure for found in (locked, lost, away)] == [False, True, False]
 
 
 def test_a_session_of_a_runtime_over_a_lost_connection(conninfo: str, sink: PostgresSink) -> None:

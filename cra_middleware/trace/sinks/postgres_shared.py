@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from hashlib import sha256
+from typing import TYPE_CHECKING
 
 from cra_middleware.errors import SinkError
 from cra_middleware.trace.sink import MovedError, Torn
@@ -16,6 +17,9 @@ from cra_middleware.trace.sinks.postgres_link import PostgresLink, as_number
 from cra_middleware.trace.sinks.postgres_rows import INSERT, ROWS, row_values
 from cra_middleware.trace.storage.following import Follower
 from cra_middleware.trace.storage.rows import lines_of, rows_of
+
+if TYPE_CHECKING:
+    from cra_middleware._postgres import Connection
 
 SHARED = "shared"
 """Stands where the name of the one writer stands otherwise."""
@@ -48,14 +52,20 @@ class PostgresSharedLog:
         rows = rows_of(offset, data)
         if not rows:
             return
-        with self._link.statements() as connection:
-            done = connection.execute(
-                _APPEND, (offset + len(data), events, self.number, SHARED, offset, *row_values(rows))
-            ).rowcount
-            if done != len(rows):
-                found = connection.execute(
-                    "SELECT writer, size FROM cra_sessions WHERE number = %s", (self.number,)
-                ).fetchone()
+        used: Connection | None = None
+        try:
+            with self._link.statements() as connection:
+                used = connection
+                done = connection.execute(
+                    _APPEND, (offset + len(data), events, self.number, SHARED, offset, *row_values(rows))
+                ).rowcount
+                if done != len(rows):
+                    found = connection.execute(
+                        "SELECT writer, size FROM cra_sessions WHERE number = %s", (self.number,)
+                    ).fetchone()
+        except SinkError as error:
+            error.is_unsure = used is not None and used.closed  # it may have been lost behind the commit
+            raise
         if done != len(rows):
             if found is None or found[0] != SHARED:
                 raise SinkError(f"session {self._session_id} has one writer, which took it over; nothing was written")
