@@ -12,6 +12,7 @@ import pytest
 from cra_middleware import Atlas, CallRefused, Runtime, SessionEnded
 from cra_middleware._clock import SystemClock
 from cra_middleware._ids import new_id
+from cra_middleware.calls.held_request import OvertakenError
 from cra_middleware.errors import ChainBroken, SinkError
 from cra_middleware.trace.chain import verify_lines
 from cra_middleware.trace.let_run import Told
@@ -411,3 +412,36 @@ def test_one_writer_and_many_keep_apart(database: str) -> None:
             alone.resume(session.id, keep=True)
             with pytest.raises(CallRefused):
                 shared.call("ticket.get", lambda: pytest.fail("ran"))
+
+
+@pytest.mark.parametrize("action_id", ["ticket.get", "refund.create", "ticket.delete"])
+def test_a_call_whose_request_another_process_decides_is_over_here(database: str, action_id: str) -> None:
+    """Nothing of it is kept, no place of it is taken, no question stays open, and its span has ended."""
+    trace = pytest.importorskip("opentelemetry.sdk.trace")
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter, provider = InMemorySpanExporter(), trace.TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    limit = {"max_calls": 1, "window_seconds": 60}
+    rules = [
+        *manifest()["policies"],
+        {"policy_id": "ask", "type": "require_approval", "actions": ["refund.create"]},
+        {"policy_id": "one", "type": "rate_limit", "actions": ["ticket.get"], "parameters": limit},
+    ]
+    atlas = Atlas.from_dict(manifest(policies=rules))
+    sink = PostgresSink(database, shared=True)
+    with Runtime(atlas, trace=sink, tracer_provider=provider) as one, shared_runtime(database) as two:
+        here: Any = one.session("desk", keep=True)
+        there: Any = two.resume(here.id, keep=True, renew=False)
+        call = here.freeze(action_id, "tool", {})._replace(request_key="k")
+        with here.hold("k") as held:
+            there.let_run(there.freeze("ticket.list", "tool", {})._replace(request_key="k"))
+            with pytest.raises(OvertakenError):
+                here.let_run(call, held)
+        assert [event.event_type for event in here.events].count("action.requested") == 1
+        assert list(one.approvals.list()) == []
+        assert here.let_run(here.freeze("ticket.get", "tool", {}))
+        assert not here.is_busy
+    spans = [span for span in exporter.get_finished_spans() if span.attributes.get("cra.action.id") == action_id]
+    assert "overtaken" in {span.attributes.get("error.type") for span in spans}
