@@ -109,9 +109,9 @@ def test_a_yes_that_the_agents_side_gives_is_none(served: Served, runtime: Runti
 
 @pytest.mark.parametrize(("page", "second"), [("docs/http.md", "never-delete"), ("README.md", "INTACT, SEALED")])
 def test_the_page(serve: Any, page: str, second: str) -> None:
-    """The Python block about HTTP mode runs, and prints what it says."""
+    """The first Python block about HTTP mode runs, and prints what it says."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-    (block,) = (block for block in blocks if "Runtime.connect" in block)
+    block = next(block for block in blocks if "Runtime.connect" in block)
     served: Served = serve(ROOT / "examples/atlases/support", keyed="open")
     done = subprocess.run(
         [sys.executable, "-c", block.replace("http://127.0.0.1:8420", served.url)],
