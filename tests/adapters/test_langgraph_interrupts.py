@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from langgraph.types import Command, Send
 
 from cra_adapters.langchain import AskByInterrupt, CRAMiddleware, govern_tools, governed_tool_node
 from cra_middleware import Atlas, CallRefused, Runtime, governed, verify
+from cra_middleware.approvals.approval import Pending
+from cra_middleware.approvals.store import MemoryApprovals
 from tests.adapters.test_langchain import ATLAS, RAN, apay, lookup, model, node_graph, pay, run, tool_messages
 
 CONFIG = {"configurable": {"thread_id": "t"}}
@@ -185,17 +188,35 @@ def test_interrupt_can_be_left_out(runtime: Runtime) -> None:
     assert questions(run(agent, "invoke", CONFIG)) == []
 
 
-def test_a_node_with_several_calls_wants_a_name(runtime: Runtime) -> None:
+class AskedTogether(MemoryApprovals):
+    """Nobody is asked before two are: the first that stops would keep a ToolNode from beginning the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._both = threading.Barrier(2)
+
+    def add(self, pending: Pending, most: int) -> bool:
+        self._both.wait(30)
+        return super().add(pending, most)
+
+
+@pytest.fixture
+def asking(tmp_path: Path) -> Iterator[Runtime]:
+    with Runtime(Atlas.from_dict(ATLAS), trace=tmp_path / "traces", approvals=AskedTogether()) as made:
+        yield made
+
+
+def test_a_node_with_several_calls_wants_a_name(asking: Runtime) -> None:
     """In a plain ToolNode two calls share a task: a bare yes could be for either, so it counts for neither."""
-    graph = node_graph(govern_tools([pay], runtime), InMemorySaver())
+    graph = node_graph(govern_tools([pay], asking), InMemorySaver())
     calls = [
         {"name": "pay", "args": {"order_id": name, "amount": 60}, "id": name, "type": "tool_call"}
         for name in ("A", "B")
     ]
     given = {"messages": [AIMessage("", tool_calls=calls)]}
-    with runtime.session():
+    with asking.session():
         (question, *_) = questions(graph.invoke(given, CONFIG))
-        waiting = {item.pending.arguments["order_id"]: item.pending.approval_id for item in runtime.approvals.list()}
+        waiting = {item.pending.arguments["order_id"]: item.pending.approval_id for item in asking.approvals.list()}
         assert set(waiting) == {"A", "B"}
         assert question["approval_id"] in waiting.values()
         graph.invoke(Command(resume=True), CONFIG)
