@@ -75,9 +75,7 @@ class RemoteSessions(RuntimeSessions[RemoteSession]):
             reply = self._link.connection.ask(method, path, body)
         except RuntimeUnreachable as error:
             raise type(error)(f"{error.reason}; it was looked for at {url}") from error
-        if (
-            reply.problem is not None and reply.problem.code == "NOT_FOUND"
-        ):  # the address: a session has a code of its own
+        if reply.problem is not None and reply.problem.code == "NOT_FOUND":  # a session has a code of its own
             message = f"there is nothing at {url}{path}: is the url where the server begins, without /v1?"
             return reply._replace(problem=reply.problem._replace(message=message))
         return reply

@@ -37,6 +37,7 @@ from cra_middleware.client import toolbook
 from cra_middleware.client.connection import Connection
 from cra_middleware.client.remote_runtime import AtServerError, RemoteRuntime
 from cra_middleware.client.remote_session import RemoteSession
+from cra_middleware.connecting import Connecting
 from cra_middleware.enforcement import EnforcementPoint
 from cra_middleware.errors import RuntimeUnreachable
 from cra_middleware.sessions.session import Session
@@ -80,6 +81,7 @@ def test_nothing_is_inherited_that_needs_local_parts(runtime: Runtime) -> None:
     for name, own in vars(RemoteRuntime).items():
         if inspect.isfunction(own) and name in vars(Runtime) and name != "__init__":
             assert inspect.signature(own).parameters.keys() == inspect.signature(vars(Runtime)[name]).parameters.keys()
+    assert {name for name in vars(Connecting) if not name.startswith("_")} == {"connect", "observe", "from_env"}
     abstract = {name for name, member in vars(Session).items() if getattr(member, "__isabstractmethod__", False)}
     assert abstract <= vars(RemoteSession).keys()
 

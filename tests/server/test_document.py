@@ -22,6 +22,8 @@ METHODS = ("get", "put", "post", "delete", "patch")
 LOOSER = {"execution.resolution_id"}
 """Keys that the published document requires, and ours does not."""
 NULLABLE = ("reason", "approval_id", "expires_at", "parent_span_id")
+MORE = ("get", "/v1/traces/{session_id}", "200")
+"""The one answer that tells more than the published document, beside its body: where the next part is."""
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +44,10 @@ def test_every_published_path_method_and_status_is_there(published: Any, ours: A
             assert mine["operationId"] == operation["operationId"]
             assert set(operation["responses"]) <= set(mine["responses"]), f"{method} {path}"
             for status, answer in operation["responses"].items():
-                told = {
-                    key: value for key, value in mine["responses"][status].items() if key in answer or key != "headers"
-                }
-                assert answer == told, f"{method} {path} {status}"  # we may tell more beside the body
+                told = dict(mine["responses"][status])
+                if (method, path, status) == MORE:
+                    assert told.pop("headers").keys() == {"Link"}
+                assert answer == told, f"{method} {path} {status}"
             assert operation.get("parameters", []) == mine.get("parameters", [])
             assert operation.get("requestBody") == mine.get("requestBody")
 
